@@ -1,0 +1,105 @@
+"""The command line: ``python cli.py {fit,validate,test,predict,compare}``, also installed as ``eigenscope``."""
+
+import sys
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+import callbacks  # noqa: F401  importing a package makes its classes known by their short names
+import datamodules  # noqa: F401
+import eigenscope.nn  # noqa: F401
+import lightning_modules  # noqa: F401
+from eigenscope.precision import has_bf16
+from eigenscope.study.arms import compare_main
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the configuration beside the logs, and nowhere if there are none."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Saves it, unless Lightning would put it into the working directory for want of a logger."""
+        if trainer.loggers:
+            super().setup(trainer, pl_module, stage)
+
+
+class EigenscopeCLI(LightningCLI):
+    """LightningCLI in subclass mode; classes and image size flow from the data to the network."""
+
+    def __init__(self, args: ArgsType = None) -> None:
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=SaveConfig,
+            seed_everything_default=0,
+            parser_kwargs={
+                "description": "Train and examine models while watching their spectra.",
+                "epilog": "There is one more subcommand, compare: several configurations, several seeds, one table; "
+                "see 'compare --help'.",
+            },
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Links what the data knows to the network; a network without such an argument is left alone."""
+        for name in ("num_classes", "image_size"):
+            parser.link_arguments(f"data.{name}", f"model.init_args.net.init_args.{name}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses; ``main(args)`` is meant to be called from Python, so Lightning's warning against it is left out."""
+        self.config = parser.parse_args(args)
+
+    def before_instantiate_classes(self) -> None:
+        """Replaces bf16 by fp32 where the device would only emulate it, and says so."""
+        trainer = self.config[self.subcommand].trainer if self.subcommand else self.config.trainer
+        if trainer.precision == "bf16-mixed":
+            device = Trainer(accelerator=trainer.accelerator, devices=1, logger=False).strategy.root_device.type
+            if not has_bf16(device):
+                print(f"Precision bf16-mixed was asked for, but this {device} only emulates it: running in 32-true.")
+                trainer.precision = "32-true"
+
+
+class _Parsed(Exception):
+    """Carries the resolved configuration out of the constructor of :class:`_ParseOnly`."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = config
+
+
+class _ParseOnly(EigenscopeCLI):
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        super().parse_arguments(parser, args)
+        raise _Parsed(yaml.safe_load(parser.dump(self.config, skip_none=False))["fit"])
+
+
+def resolve(args: list[str]) -> dict[str, Any]:
+    """The full configuration that ``fit`` would run with these arguments, as plain values."""
+    try:
+        _ParseOnly(["fit", *args])
+    except _Parsed as parsed:
+        return parsed.config
+    raise RuntimeError("the parser returned without a configuration")
+
+
+def main(args: list[str] | None = None) -> Any:
+    """Runs the command line.
+
+    Args:
+        args: what would follow ``python cli.py``; None takes it from there.
+
+    Returns:
+        The LightningCLI object with ``trainer``, ``model`` and ``datamodule``; of ``compare``, the summaries.
+    """
+    args = sys.argv[1:] if args is None else args
+    if args[:1] == ["compare"]:
+        return compare_main(args[1:], resolve)
+    return EigenscopeCLI(args)
+
+
+if __name__ == "__main__":
+    main()

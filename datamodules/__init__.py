@@ -1,0 +1,6 @@
+"""Data modules; the names here are those that a configuration uses."""
+
+from datamodules.cifar100 import CIFAR100DataModule
+from datamodules.synthetic_images import SyntheticImagesDataModule
+
+__all__ = ["CIFAR100DataModule", "SyntheticImagesDataModule"]

@@ -1,0 +1,50 @@
+"""The data set that is always there: images drawn by a procedure."""
+
+from typing import Literal
+
+import torch
+
+from datamodules.images import ImagesDataModule, Protocol
+from eigenscope.data import AugmentationKind, LabelledImages, draw_images
+
+
+class SyntheticImagesDataModule(ImagesDataModule):
+    """100 procedurally drawn classes in 20 groups, balanced; see :func:`eigenscope.data.draw_images`.
+
+    Args:
+        train_size: training images.
+        test_size: test images.
+        image_size: side in pixels.
+        seed: of the data set; every image is a function of (seed, split, index). The run's own seed does not enter.
+        protocol: see :class:`~datamodules.images.ImagesDataModule`.
+        holdout_fraction: see there.
+        augmentation: see there; the drawings vary enough without.
+        batch_size: see there.
+        num_workers: see there.
+    """
+
+    num_classes = 100
+
+    def __init__(
+        self,
+        train_size: int = 10_000,
+        test_size: int = 2_000,
+        image_size: int = 32,
+        seed: int = 0,
+        protocol: Protocol = "test",
+        holdout_fraction: float = 0.1,
+        augmentation: AugmentationKind = "none",
+        batch_size: int = 128,
+        num_workers: int | Literal["auto"] = "auto",
+    ) -> None:
+        super().__init__(protocol, holdout_fraction, augmentation, batch_size, num_workers)
+        for name, value in (("train_size", train_size), ("test_size", test_size)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.sizes = {"train": train_size, "test": test_size}
+        self.image_size = image_size
+        self.seed = seed
+
+    def load(self, split: Literal["train", "test"]) -> LabelledImages:
+        """Draws a split, about 0.3 ms an image."""
+        return LabelledImages(*draw_images(self.seed, split, torch.arange(self.sizes[split]), self.image_size))

@@ -1,0 +1,107 @@
+"""Images stored as ``<split>/<class>/*.png``, decoded once into a cached uint8 array."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+from tqdm import tqdm
+
+from eigenscope.data.image_dataset import LabelledImages
+from eigenscope.files import replace_atomically
+
+SPLITS = ("train", "test")
+
+
+def class_names(root: Path) -> list[str]:
+    """The classes of a tree ``<root>/{train,test}/<class>/*.png``, sorted; their order is the label.
+
+    Raises:
+        ValueError: a split is missing or has no class folder, or a class is there in one split only.
+    """
+    names = {}
+    for split in SPLITS:
+        folder = root / split
+        if not folder.is_dir():
+            raise ValueError(f"root {root} must hold the folders train and test: {folder} is missing")
+        names[split] = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+        if not names[split]:
+            raise ValueError(f"{folder} holds no class folders; expected <class>/*.png in it")
+    for split, other in (SPLITS, SPLITS[::-1]):
+        for name in sorted(names[other] - names[split]):
+            raise ValueError(f"class folder {root / other / name} has no counterpart {root / split / name}")
+    return sorted(names["train"])
+
+
+def read_class_folders(root: Path, split: str, cache_dir: Path) -> LabelledImages:
+    """Reads one split, from the cache where it holds the very same files, else from the PNGs, filling the cache.
+
+    The cache file's name carries a fingerprint of every path, size and modification time; it is written aside and
+    renamed, so a cache cut short is never read.
+
+    Args:
+        root: the tree.
+        split: ``train`` or ``test``.
+        cache_dir: folder of the cache, made if missing.
+
+    Returns:
+        Images in the order of their paths, mapped from the cache file rather than copied.
+
+    Raises:
+        ValueError: the tree is incomplete, an image cannot be read or has another size than the first, or the cache
+            cannot be written; the message names the file.
+    """
+    names = class_names(root)
+    files = [sorted((root / split / name).glob("*.png")) for name in names]
+    for name, found in zip(names, files, strict=True):
+        if not found:
+            raise ValueError(f"class folder {root / split / name} holds no *.png")
+    paths = [path for found in files for path in found]
+    cache = cache_dir / f"{split}-{_fingerprint(root, paths)}.pt"
+    if not cache.exists():
+        labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(found) for found in files]))
+        decoded = {"images": _decode(paths), "labels": labels}
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            with replace_atomically(cache) as aside:
+                torch.save(decoded, aside)
+        except OSError as error:
+            raise ValueError(f"cache_dir {cache_dir} cannot be written ({error}); name a folder that can") from error
+    return LabelledImages(**torch.load(cache, mmap=True, weights_only=True))
+
+
+def _fingerprint(root: Path, paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        stat = path.stat()
+        digest.update(f"{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _decode(paths: list[Path]) -> Tensor:
+    first = decode_png(paths[0])
+    images = torch.empty(len(paths), *first.shape, dtype=torch.uint8)
+    for row, path in enumerate(tqdm(paths, desc=f"decoding {paths[0].parents[1]}, once", unit=" images", disable=None)):
+        image = decode_png(path)
+        if image.shape != first.shape:
+            raise ValueError(f"{path} is {_size(image)} but {paths[0]} is {_size(first)}; all images need one size")
+        images[row] = image
+    return images
+
+
+def _size(image: Tensor) -> str:
+    return f"{image.shape[-1]}×{image.shape[-2]}"
+
+
+def decode_png(path: Path) -> Tensor:
+    """Decodes one image file to (3, H, W) uint8.
+
+    Raises:
+        ValueError: the file is not a readable image.
+    """
+    try:
+        return decode_image(str(path), mode=ImageReadMode.RGB)
+    except (RuntimeError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is not a readable image: {reason}") from error

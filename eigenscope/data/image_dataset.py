@@ -1,0 +1,58 @@
+"""Labelled uint8 images in memory as a data set that yields whole batches."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from eigenscope.data.augmentation import augment_keyed
+from eigenscope.data.epoch_sampler import EpochIndex
+from eigenscope.noise import stream_key
+
+
+class LabelledImages(NamedTuple):
+    """Images (N, 3, H, W) uint8 and their classes (N,) int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def subset(self, indices: Tensor) -> "LabelledImages":
+        """The samples at (M,) int64 ``indices``."""
+        return LabelledImages(self.images[indices], self.labels[indices])
+
+
+class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Images with values in [0, 1], augmented by random numbers that depend on (seed, epoch, index) alone.
+
+    A loader asks for a whole batch by :class:`~eigenscope.data.EpochIndex`, so its ``collate_fn`` is the identity.
+
+    Args:
+        data: images and labels.
+        augment: a transform of one uint8 image (3, H, W), or None.
+        seed: of the augmentation.
+    """
+
+    def __init__(
+        self, data: LabelledImages, augment: Callable[[Tensor], Tensor] | None = None, seed: int = 0
+    ) -> None:
+        self.data = data
+        self.augment = augment
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.data.labels)
+
+    def __getitem__(self, key: EpochIndex) -> tuple[Tensor, Tensor]:
+        """One image (3, H, W) float32 and its class, a scalar int64."""
+        images, labels = self.__getitems__([key])
+        return images[0], labels[0]
+
+    def __getitems__(self, keys: list[EpochIndex]) -> tuple[Tensor, Tensor]:
+        """A batch: (B, 3, H, W) float32 in [0, 1] and (B,) int64."""
+        images, labels = self.data.subset(torch.tensor([key.index for key in keys]))
+        if self.augment is not None:
+            images = augment_keyed(self.augment, images, [stream_key(self.seed, *key) for key in keys])
+        return images.float() / 255, labels

@@ -1,0 +1,26 @@
+"""Files that are either whole or not there."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replace_atomically(path: Path) -> Iterator[Path]:
+    """Gives a path beside ``path`` to write to, and renames it to ``path`` when the block ends without an error.
+
+    Readers see the old file or the new one, never a part; an error leaves the old one and removes the part.
+    """
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
+    aside = Path(name)
+    try:
+        yield aside
+        umask = os.umask(0)
+        os.umask(umask)
+        aside.chmod(0o666 & ~umask)  # mkstemp makes it private to this user
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

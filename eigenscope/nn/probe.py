@@ -1,0 +1,88 @@
+"""Probes: the one way to observe a tensor inside a running network.
+
+A network passes each tensor worth watching through a :class:`Probe`, an identity with a name (its path in the
+module tree). Whoever wants the tensor attaches a watcher for the length of a ``with`` block::
+
+    with observe(net, "blocks.*.attention.keys") as seen:
+        net(images)
+    seen["blocks.0.attention.keys"]  # (B, heads, tokens, head width)
+
+With no watcher a probe costs one call, and nothing in a compiled network: ``torch.compile`` guards on the watchers,
+so it recompiles when the first one arrives and returns to the unwatched graph when the last one leaves. Forward
+hooks are not used because a compiled network may ignore a hook that is registered after compilation.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+
+class Probe(nn.Module):
+    """Returns its input, or what the attached watchers make of it, in the order they came.
+
+    A watcher is a function from tensor to tensor. It sees the tensor as the network does, with its gradient history,
+    and what it returns goes on in its place.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watchers: tuple[Callable[[Tensor], Tensor], ...] = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Passes ``x`` (any shape) on."""
+        for watcher in self.watchers:
+            x = watcher(x)
+        return x
+
+
+def probes(module: nn.Module, *patterns: str) -> dict[str, Probe]:
+    """The probes of a network by name.
+
+    Args:
+        module: any module; a LightningModule or a DDP wrapper works too, its names then begin with ``net.`` or so.
+        patterns: shell patterns (``*``, ``?``, ``[...]``) over the names; none means all probes. ``*`` crosses dots.
+
+    Returns:
+        name to probe, in the order of the module tree, every probe that matches at least one pattern.
+
+    Raises:
+        ValueError: a pattern matches no probe; the message lists those there are.
+    """
+    found = {name: child for name, child in module.named_modules() if isinstance(child, Probe)}
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in found):
+            raise ValueError(f"no probe matches {pattern!r}; there are: {', '.join(found) or 'none'}")
+    if not patterns:
+        return found
+    return {name: probe for name, probe in found.items() if any(fnmatchcase(name, p) for p in patterns)}
+
+
+@contextmanager
+def observe(module: nn.Module, *patterns: str) -> Iterator[dict[str, Tensor]]:
+    """Collects the latest tensor of every matching probe while the block runs; arguments as in :func:`probes`.
+
+    Yields:
+        A dictionary, empty at first, that each forward pass fills: name to tensor, not detached, not copied.
+
+    Raises:
+        ValueError: a pattern matches no probe.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def recorder(name: str) -> Callable[[Tensor], Tensor]:
+        def record(x: Tensor) -> Tensor:
+            seen[name] = x
+            return x
+
+        return record
+
+    attached = [(probe, recorder(name)) for name, probe in probes(module, *patterns).items()]
+    for probe, record in attached:
+        probe.watchers = (*probe.watchers, record)
+    try:
+        yield seen
+    finally:
+        for probe, record in attached:
+            probe.watchers = tuple(watcher for watcher in probe.watchers if watcher is not record)

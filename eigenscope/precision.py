@@ -1,0 +1,17 @@
+"""What a device computes in hardware."""
+
+import torch
+
+
+def has_bf16(device_type: str) -> bool:
+    """Whether a device multiplies bfloat16 matrices in hardware rather than by emulation.
+
+    Args:
+        device_type: ``cuda``, ``cpu`` or any other torch device type; False for the others.
+    """
+    if device_type == "cuda":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    if device_type == "cpu":
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 cannot tell: taken as no
+        return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return False

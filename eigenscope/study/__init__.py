@@ -1,0 +1,17 @@
+"""Results of runs: what one run leaves behind, the scoreboard over runs, and the comparison of arms."""
+
+from eigenscope.study.comparison import ArmSummary, Difference, compare_arms, comparison_table
+from eigenscope.study.result import EpochResult, RunResult
+from eigenscope.study.scoreboard import add_to_scoreboard, read_scoreboard, scoreboard_table
+
+__all__ = [
+    "ArmSummary",
+    "Difference",
+    "EpochResult",
+    "RunResult",
+    "add_to_scoreboard",
+    "compare_arms",
+    "comparison_table",
+    "read_scoreboard",
+    "scoreboard_table",
+]

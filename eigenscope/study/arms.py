@@ -1,0 +1,151 @@
+"""The subcommand ``compare``: trains every arm with every seed, each in a process of its own, and compares them."""
+
+import argparse
+import copy
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eigenscope.files import replace_atomically
+from eigenscope.study.comparison import ArmSummary, compare_arms, comparison_table
+from eigenscope.study.result import RunResult
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of one arm with one seed: its resolved configuration, and the folder of its logs, which is named after it."""
+
+    arm: str
+    seed: int
+    config: Config
+    folder: Path
+
+    @classmethod
+    def plan(cls, arm: str, seed: int, config: Config, root: Path) -> "PlannedRun":
+        """Places a run: the folder's name holds a digest of the configuration, wherever that wanted to log to."""
+        config = copy.deepcopy(config) | {"seed_everything": seed}
+        loggers = config["trainer"].pop("logger")
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
+        version = f"seed{seed}-{digest}"
+        place = {"save_dir": str(root), "name": arm, "version": version}
+        tensorboard = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger"}
+        options = loggers.get("init_args", {}) if isinstance(loggers, dict) and _is_tensorboard(loggers) else {}
+        config["trainer"]["logger"] = tensorboard | {"init_args": options | place}
+        return cls(arm, seed, config, root / arm / version)
+
+    def finished(self) -> RunResult | None:
+        """The result, if the run was trained to its end."""
+        path = self.folder / "result.json"
+        return RunResult.load(path) if path.exists() else None
+
+    def train(self) -> RunResult:
+        """Trains in a new process, in a folder emptied of an earlier attempt that did not finish.
+
+        Raises:
+            SystemExit: the run failed or left no result; the message holds the command that repeats it.
+        """
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        asked = self.folder / "asked.yaml"
+        asked.write_text(yaml.safe_dump(self.config, sort_keys=False))
+        command = [sys.executable, "-m", "cli", "fit", "--config", str(asked)]
+        code = subprocess.run(command, check=False).returncode
+        if code:
+            raise SystemExit(f"{self} failed with exit code {code}; finished runs are kept. Repeat it: {shlex.join(command)}")
+        result = self.finished()
+        if result is None:
+            raise SystemExit(f"{self} left no {self.folder / 'result.json'}: its callbacks must include Scoreboard")
+        return result
+
+    def __str__(self) -> str:
+        return f"{self.arm} seed {self.seed}"
+
+
+def _is_tensorboard(logger: Config) -> bool:
+    return str(logger.get("class_path", "")).endswith("TensorBoardLogger")
+
+
+def compare_main(args: list[str], resolve: Callable[[list[str]], Config]) -> list[ArmSummary]:
+    """Runs ``compare``.
+
+    Args:
+        args: the command line after ``compare``.
+        resolve: turns the arguments of ``fit`` into a full configuration, or exits with a message.
+
+    Returns:
+        A summary per arm, in the order of the command line.
+
+    Raises:
+        SystemExit: the arguments are wrong or a run failed.
+    """
+    parser = argparse.ArgumentParser(
+        prog="cli.py compare",
+        allow_abbrev=False,
+        description="Trains each configuration with each seed and prints the head-to-head: mean ± standard deviation "
+        "over seeds, and the paired differences to the first arm. Runs that finished with the same resolved "
+        "configuration are not trained again. Any other argument is an override for fit, the same for all arms.",
+    )
+    parser.add_argument(
+        "--config",
+        nargs="+",
+        action="append",
+        required=True,
+        metavar="YAML",
+        help="an arm; repeat it for the next arm; several files after one --config are layered, the later wins",
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds, the same for all arms (default: 0)")
+    parser.add_argument("--dir", type=Path, default=Path("runs/compare"), help="where runs are kept (default: %(default)s)")
+    options, overrides = parser.parse_known_args(args)
+    names = ["+".join(Path(file).stem for file in files) for files in options.config]
+    if len(set(names)) < len(names):
+        parser.error(f"--config: every arm needs files of another name, got {' '.join(names)}")
+    if len(set(options.seeds)) < len(options.seeds):
+        parser.error(f"--seeds: every seed once, got {' '.join(map(str, options.seeds))}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        parser.error("compare starts the processes of its runs itself: start it once, not under torchrun or srun")
+
+    layers = {name: [part for file in files for part in ("--config", file)] for name, files in zip(names, options.config, strict=True)}
+    resolved = {name: resolve([*layer, *overrides]) for name, layer in layers.items()}
+    runs = [PlannedRun.plan(name, seed, resolved[name], options.dir) for seed in options.seeds for name in names]
+    results = _train_all(runs)
+    summaries = compare_arms({name: {run.seed: result for run, result in results if run.arm == name} for name in names})
+    table = comparison_table(summaries)
+    target = options.dir / ("-vs-".join(names) + ".json")
+    with replace_atomically(target) as aside:
+        arms = [asdict(summary) for summary in summaries]
+        aside.write_text(json.dumps({"arms": arms, "runs": [str(run.folder) for run, _ in results]}, indent=1))
+    with replace_atomically(target.with_suffix(".txt")) as aside:
+        aside.write_text(table + "\n")
+    print(f"\nHead-to-head ({target.with_suffix('.txt')})\n{table}\n", flush=True)
+    return summaries
+
+
+def _train_all(runs: list[PlannedRun]) -> list[tuple[PlannedRun, RunResult]]:
+    results = []
+    spent, trained = 0.0, 0
+    waiting = sum(run.finished() is None for run in runs)
+    for number, run in enumerate(runs, start=1):
+        result = run.finished()
+        if result is not None:
+            print(f"[{number}/{len(runs)}] {run}: already finished in {run.folder}", flush=True)
+        else:
+            left = f", about {spent / trained * (waiting - trained) / 60:.0f} min left" if trained else ""
+            print(f"\n[{number}/{len(runs)}] {run}{left}", flush=True)
+            started = time.perf_counter()
+            result = run.train()
+            spent, trained = spent + time.perf_counter() - started, trained + 1
+        results.append((run, result))
+    return results
