@@ -1,7 +1,9 @@
 """The command line: ``python cli.py {fit,validate,test,predict,compare}``, also installed as ``eigenscope``."""
 
+import logging
 import sys
-from typing import Any
+import warnings
+from typing import Any, cast
 
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -44,6 +46,10 @@ class EigenscopeCLI(LightningCLI):
             args=args,
         )
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Makes a parser that takes no abbreviated options: a misspelt one is an error, not its nearest neighbour."""
+        return super().init_parser(allow_abbrev=False, **kwargs)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links what the data knows to the network; a network without such an argument is left alone."""
         for name in ("num_classes", "image_size"):
@@ -51,7 +57,7 @@ class EigenscopeCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses; ``main(args)`` is meant to be called from Python, so Lightning's warning against it is left out."""
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args(cast(list[str] | None, args))
 
     def before_instantiate_classes(self) -> None:
         """Replaces bf16 by fp32 where the device would only emulate it, and says so."""
@@ -74,7 +80,7 @@ class _Parsed(Exception):
 class _ParseOnly(EigenscopeCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         super().parse_arguments(parser, args)
-        raise _Parsed(yaml.safe_load(parser.dump(self.config, skip_none=False))["fit"])
+        raise _Parsed(yaml.safe_load(parser.dump(self.config, skip_unset=False))["fit"])
 
 
 def resolve(args: list[str]) -> dict[str, Any]:
@@ -86,6 +92,17 @@ def resolve(args: list[str]) -> dict[str, Any]:
     raise RuntimeError("the parser returned without a configuration")
 
 
+def _quieten_lightning() -> None:
+    """Leaves out what nobody at the command line can act on: advertisements, and Lightning's own deprecations."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addFilter(_is_no_advertisement)
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("💡 Tip")
+
+
 def main(args: list[str] | None = None) -> Any:
     """Runs the command line.
 
@@ -95,10 +112,16 @@ def main(args: list[str] | None = None) -> Any:
     Returns:
         The LightningCLI object with ``trainer``, ``model`` and ``datamodule``; of ``compare``, the summaries.
     """
+    _quieten_lightning()
     args = sys.argv[1:] if args is None else args
     if args[:1] == ["compare"]:
         return compare_main(args[1:], resolve)
     return EigenscopeCLI(args)
+
+
+def script() -> None:
+    """The installed command: its exit status must not be what :func:`main` returns."""
+    main()
 
 
 if __name__ == "__main__":

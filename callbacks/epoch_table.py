@@ -5,6 +5,7 @@ import statistics
 from lightning.pytorch import LightningModule, Trainer
 
 from callbacks.epoch_recorder import EpochRecorder
+from eigenscope.study import duration
 
 _HEADER = " epoch  train %  val %    loss     gap  best %  at epoch  seconds   left"
 
@@ -38,7 +39,5 @@ class EpochTable(EpochRecorder):
     def _left(self, trainer: Trainer) -> str:
         if trainer.max_epochs is None or trainer.max_epochs < 0:
             return "-"
-        epochs = max(0, trainer.max_epochs - self.epochs[-1].epoch)
-        minutes, seconds = divmod(round(epochs * statistics.median(row.seconds for row in self.epochs)), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+        left = max(0, trainer.max_epochs - self.epochs[-1].epoch)
+        return duration(left * statistics.median(row.seconds for row in self.epochs))

@@ -110,9 +110,7 @@ class ImagesDataModule(LightningDataModule):
             raise ValueError(f"batch_size is over all ranks and must be a multiple of {ranks}, got {self.batch_size}")
         data = self._splits[split]
         augment = augmentation(self.augmentation, self.image_size) if train else None
-        sampler = EpochSampler(
-            len(data.labels), shuffle=train, even=train, seed=seed, num_replicas=ranks, rank=rank
-        )
+        sampler = EpochSampler(len(data.labels), shuffle=train, even=train, seed=seed, num_replicas=ranks, rank=rank)
         workers = min(8, max(1, _cores() // local_ranks)) if self.num_workers == "auto" else self.num_workers
         return DataLoader(
             ImageDataset(data, augment, seed),

@@ -1,8 +1,7 @@
 """Training a classifier of images."""
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -44,7 +43,9 @@ class ImageClassificationModule(LightningModule):
         super().__init__()
         num_classes = getattr(net, "num_classes", None)
         if not isinstance(num_classes, int):
-            raise ValueError(f"net must have an integer attribute num_classes, {type(net).__name__} has {num_classes!r}")
+            raise ValueError(
+                f"net must have an integer attribute num_classes, {type(net).__name__} has {num_classes!r}"
+            )
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
         if lr_interval not in ("epoch", "step"):
@@ -57,8 +58,8 @@ class ImageClassificationModule(LightningModule):
         self.lr_interval = lr_interval
         self.label_smoothing = label_smoothing
         self.compile_net = compile_net
-        self.losses = nn.ModuleDict({f"{stage}_loss": MeanMetric() for stage in ("train", "val", "test")})
-        self.accuracies = nn.ModuleDict({f"{stage}_accuracy": _accuracies(num_classes) for stage in _STAGES})
+        # the keys end in "_" because a ModuleDict takes no key that a Module has as an attribute, as in "train"
+        self.metrics = nn.ModuleDict({f"{stage}_": _metrics(num_classes) for stage in ("train", "val", "test")})
 
     def configure_model(self) -> None:
         """Compiles the network if asked to."""
@@ -98,7 +99,8 @@ class ImageClassificationModule(LightningModule):
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Class probabilities (B, num_classes) float32."""
-        return self(batch[0]).float().softmax(-1)
+        logits: Tensor = self(batch[0])
+        return logits.float().softmax(-1)
 
     def on_train_epoch_end(self) -> None:
         """Logs the gap between training and validation accuracy, where the epoch was validated."""
@@ -110,21 +112,19 @@ class ImageClassificationModule(LightningModule):
         images, labels = batch
         logits = self(images).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        mean_loss, accuracies = self.losses[f"{stage}_loss"], self.accuracies[f"{stage}_accuracy"]
-        mean_loss.update(loss.detach(), weight=len(labels))
-        accuracies.update(logits.detach(), labels)
-        self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True)
-        for name, metric in accuracies.items():
+        metrics = cast(MetricCollection, self.metrics[f"{stage}_"])
+        for name, metric in metrics.items():
+            if name == "loss":
+                metric.update(loss.detach(), weight=len(labels))
+            else:
+                metric.update(logits.detach(), labels)
             self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, prog_bar=name == "acc")
         return loss
 
 
-_STAGES = ("train", "val", "test")
-
-
-def _accuracies(num_classes: int) -> MetricCollection:
+def _metrics(num_classes: int) -> MetricCollection:
     def top(k: int) -> MulticlassAccuracy:
         return MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro", validate_args=False)
 
-    # separate states: the two count different things although torchmetrics could share a group
-    return MetricCollection({"acc": top(1), "acc5": top(5)}, compute_groups=False)
+    # no compute groups: torchmetrics would take the two accuracies, equal on a first batch, for one
+    return MetricCollection({"loss": MeanMetric(), "acc": top(1), "acc5": top(5)}, compute_groups=False)

@@ -28,18 +28,19 @@ def augmentation(kind: AugmentationKind, image_size: int) -> Callable[[Tensor], 
     steps: list[torch.nn.Module] = [v2.RandomCrop(image_size, padding=image_size // 8), v2.RandomHorizontalFlip()]
     if kind == "recipe":
         steps.append(v2.RandAugment(num_ops=2, magnitude=9))
-    return v2.Compose(steps)
+    transform: Callable[[Tensor], Tensor] = v2.Compose(steps)
+    return transform
 
 
-def augment_keyed(transform: Callable[[Tensor], Tensor], images: Tensor, keys: list[int]) -> Tensor:
-    """Applies a torchvision transform to each image with torch's generator set to the image's key.
+def augment_keyed(transform: Callable[[Tensor], Tensor], images: Tensor, seeds: list[int]) -> Tensor:
+    """Applies a torchvision transform to each image with torch's generator set to the image's seed.
 
     torchvision's transforms take one image and draw from torch's global generator; it is put back afterwards.
 
     Args:
         transform: of one image (3, H, W).
         images: (N, 3, H, W) uint8.
-        keys: N integers, see :func:`eigenscope.noise.stream_key`.
+        seeds: N signed 64-bit integers.
 
     Returns:
         (N, 3, H, W) uint8.
@@ -48,7 +49,7 @@ def augment_keyed(transform: Callable[[Tensor], Tensor], images: Tensor, keys: l
     state = generator.get_state()
     try:
         return torch.stack(
-            [transform(image) for image, key in zip(images, keys, strict=True) if generator.manual_seed(key)]
+            [transform(image) for image, seed in zip(images, seeds, strict=True) if generator.manual_seed(seed)]
         )
     finally:
         generator.set_state(state)

@@ -4,8 +4,9 @@ import hashlib
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
 from eigenscope.data.image_dataset import LabelledImages
@@ -101,7 +102,8 @@ def decode_png(path: Path) -> Tensor:
         ValueError: the file is not a readable image.
     """
     try:
-        return decode_image(str(path), mode=ImageReadMode.RGB)
-    except (RuntimeError, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is not a readable image: {reason}") from error
+        with Image.open(path) as file:
+            image: Tensor = pil_to_tensor(file.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's own for damaged files
+        raise ValueError(f"{path} is not a readable image: {error}") from error
+    return image

@@ -13,11 +13,11 @@ class EpochIndex(NamedTuple):
     """A sample as visited in an epoch: what a data set needs to augment it the same way wherever it is loaded."""
 
     epoch: int
-    index: int
+    sample: int
 
 
 class EpochSampler(DistributedSampler[EpochIndex]):
-    """Yields every sample of an epoch exactly once over all ranks, as (epoch, index).
+    """Yields every sample of an epoch exactly once over all ranks, as (epoch, sample).
 
     Rank r visits positions r, r + ranks, r + 2 ranks, ... of one order that all ranks share, so that the ranks'
     batches of size b make up the batch of size b × ranks that one process would see. A subclass of torch's sampler
@@ -58,5 +58,5 @@ class EpochSampler(DistributedSampler[EpochIndex]):
             order = torch.randperm(self.size, generator=generator)
         else:
             order = torch.arange(self.size)
-        for index in order[self.rank :: self.num_replicas][: len(self)].tolist():
-            yield EpochIndex(self.epoch, index)
+        for sample in order[self.rank :: self.num_replicas][: len(self)].tolist():
+            yield EpochIndex(self.epoch, sample)

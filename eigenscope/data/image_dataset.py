@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from eigenscope.data.augmentation import augment_keyed
 from eigenscope.data.epoch_sampler import EpochIndex
-from eigenscope.noise import stream_key
+from eigenscope.noise import random_bits, stream_key
 
 
 class LabelledImages(NamedTuple):
@@ -24,7 +24,7 @@ class LabelledImages(NamedTuple):
 
 
 class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Images with values in [0, 1], augmented by random numbers that depend on (seed, epoch, index) alone.
+    """Images with values in [0, 1], augmented by random numbers that depend on (seed, epoch, sample) alone.
 
     A loader asks for a whole batch by :class:`~eigenscope.data.EpochIndex`, so its ``collate_fn`` is the identity.
 
@@ -34,9 +34,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         seed: of the augmentation.
     """
 
-    def __init__(
-        self, data: LabelledImages, augment: Callable[[Tensor], Tensor] | None = None, seed: int = 0
-    ) -> None:
+    def __init__(self, data: LabelledImages, augment: Callable[[Tensor], Tensor] | None = None, seed: int = 0) -> None:
         self.data = data
         self.augment = augment
         self.seed = seed
@@ -52,7 +50,9 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, keys: list[EpochIndex]) -> tuple[Tensor, Tensor]:
         """A batch: (B, 3, H, W) float32 in [0, 1] and (B,) int64."""
-        images, labels = self.data.subset(torch.tensor([key.index for key in keys]))
+        epochs, samples = torch.tensor(keys).unbind(1)
+        images, labels = self.data.subset(samples)
         if self.augment is not None:
-            images = augment_keyed(self.augment, images, [stream_key(self.seed, *key) for key in keys])
+            seeds = random_bits(stream_key(self.seed), (epochs << 32) + samples, count=1)[:, 0]
+            images = augment_keyed(self.augment, images, seeds.tolist())
         return images.float() / 255, labels

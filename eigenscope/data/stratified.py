@@ -26,7 +26,9 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     counts = counts[counts > 0]
     taken = (counts * fraction).round().long()
     if (taken < 1).any() or (taken >= counts).any():
-        raise ValueError(f"fraction {fraction} leaves a class empty: the smallest class has {int(counts.min())} samples")
+        raise ValueError(
+            f"fraction {fraction} leaves a class empty: the smallest class has {int(counts.min())} samples"
+        )
     starts = counts.cumsum(0) - counts
     rank_in_class = torch.arange(len(labels)) - starts.repeat_interleave(counts)
     second = rank_in_class < taken.repeat_interleave(counts)

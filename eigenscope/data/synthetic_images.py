@@ -1,9 +1,9 @@
 """A stand-in for CIFAR-100 that needs no download: 100 drawn classes in 20 groups of five.
 
 A group is a silhouette, a class within it is what the silhouette is filled with. Pose, colours, light, a smaller
-object of another group behind and pixel noise vary from sample to sample, so that no fixed weighting of pixels tells
-the classes apart. The silhouettes are superformula curves (Gielis, *A generic geometric transformation that unifies a
-wide range of natural and abstract shapes*, American Journal of Botany 90, 2003).
+plain object behind and pixel noise vary from sample to sample, so that a fixed weighting of pixels tells few classes
+apart. The silhouettes are superformula curves (Gielis, *A generic geometric transformation that unifies a wide range
+of natural and abstract shapes*, American Journal of Botany 90, 2003).
 
 Everything computed per pixel or per sample uses only operations that IEEE 754 rounds exactly, with sines and powers
 read from tables: a vectorised sine may differ in its last bit between the body and the tail of a tensor, and a
@@ -12,6 +12,7 @@ picture must not depend on the batch it was drawn in.
 
 import math
 from functools import lru_cache
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -28,14 +29,13 @@ _SPLITS = {"train": 0, "test": 1}
 
 
 class _Silhouette(NamedTuple):
-    """Superformula constants, then what is done to the curve; all curves are scaled to the area of a unit disc."""
+    """Superformula constants and what is done to the curve; all curves are scaled to the area of the unit disc."""
 
     m: float
     n1: float
     n2: float
     n3: float
     stretch: float = 1.0  # width over height
-    lean: float = 0.0  # strength of the first harmonic: pulls the curve to one side
     hole: float = 0.0  # radius of the hole over the outer radius
     turn: float = 0.0  # in turns, before stretching
 
@@ -84,38 +84,61 @@ _HUE_SPREAD = 0.17  # a group has a favourite hue, the cue learnt first; wider w
 _DECOY_SCALE = (0.18, 0.32)
 _NOISE = 0.1  # peak of the triangular pixel noise
 
+_DRAWS = 31  # uniform numbers that one picture takes, besides its noise
 _PROFILE_POINTS = 2048  # the nearest entry is within 0.03 pixels of the curve at size 32
 _TURN_POINTS = 4096
 _PIXELS_AT_ONCE = 1 << 18  # about 60 MB of work space, whatever the number of samples
 
 
-def _radius(shape: _Silhouette, angle: float) -> float:
-    """The curve's polar equation before its area is scaled."""
+def _gielis(shape: _Silhouette, angle: float) -> float:
     root = math.sqrt(shape.stretch)
     x, y = math.cos(angle) / root, math.sin(angle) * root
-    phi = math.atan2(y, x) - 2 * math.pi * shape.turn
-    quarter = shape.m * phi / 4
-    gielis = abs(math.cos(quarter)) ** shape.n2 + abs(math.sin(quarter)) ** shape.n3
-    return float(gielis ** (-1 / shape.n1) * (1 + shape.lean * math.sin(phi)) / math.hypot(x, y))
+    quarter = shape.m * (math.atan2(y, x) - 2 * math.pi * shape.turn) / 4
+    power_sum = abs(math.cos(quarter)) ** shape.n2 + abs(math.sin(quarter)) ** shape.n3
+    return float(power_sum ** (-1 / shape.n1) / math.hypot(x, y))
+
+
+@lru_cache(maxsize=NUM_GROUPS)
+def _unit_area_scale(group: int) -> float:
+    steps = 720
+    squares = (_gielis(_SILHOUETTES[group], 2 * math.pi * (k + 0.5) / steps) ** 2 for k in range(steps))
+    return math.sqrt(steps / sum(squares))
+
+
+def silhouette_radius(group: int, angle: float) -> float:
+    """The outline of a group's silhouette, without tilt, before any hole is cut: Gielis, equation 1, stretched.
+
+    Args:
+        group: 0 to NUM_GROUPS - 1.
+        angle: in radians, from the picture's right towards its lower edge.
+
+    Returns:
+        The distance from the centre, scaled so that the outline encloses the area pi of the unit disc.
+
+    Raises:
+        ValueError: if there is no such group.
+    """
+    if not 0 <= group < NUM_GROUPS:
+        raise ValueError(f"group is {group}; it must be in 0 to {NUM_GROUPS - 1}")
+    return _unit_area_scale(group) * _gielis(_SILHOUETTES[group], angle)
 
 
 @lru_cache(maxsize=1)
 def _profiles() -> Tensor:
-    """Radius and cosine between radius and normal, (2, NUM_GROUPS * _PROFILE_POINTS), over the diamond angle."""
+    """Radius and cosine between radius and normal, (2, NUM_GROUPS * _PROFILE_POINTS), over the diamond angle.
+
+    The diamond angle y / (|x| + |y|) grows with the angle, as an arctangent does, but needs no transcendental.
+    """
     angles = []
     for point in range(_PROFILE_POINTS):
         t = 4 * (point + 0.5) / _PROFILE_POINTS - 1
         q = t if t <= 1 else 2 - t
         angles.append(math.atan2(q, (1 - abs(q)) if t <= 1 else abs(q) - 1))
-    steps = [2 * math.pi * (k + 0.5) / 720 for k in range(720)]
     radii, cosines = [], []
-    for shape in _SILHOUETTES:
-        scale = math.sqrt(len(steps) / sum(_radius(shape, a) ** 2 for a in steps))
-        for a in angles:
-            radius = _radius(shape, a)
-            slope = (_radius(shape, a + 1e-3) - _radius(shape, a - 1e-3)) / 2e-3 / radius
-            radii.append(scale * radius)
-            cosines.append(1 / math.hypot(1, slope))
+    for group, angle in product(range(NUM_GROUPS), angles):
+        before, here, after = (silhouette_radius(group, angle + step) for step in (-1e-3, 0.0, 1e-3))
+        radii.append(here)
+        cosines.append(1 / math.hypot(1, (after - before) / 2e-3 / here))
     return torch.tensor([radii, cosines])
 
 
@@ -150,10 +173,7 @@ def _rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
 def _silhouette(x: Tensor, y: Tensor, group: Tensor, pixel: Tensor) -> tuple[Tensor, Tensor]:
     """Anti-aliased cover and radius relative to the outline, both (N, P), of each sample's silhouette.
 
-    Args:
-        x: (N, P) in units of the silhouette's radius; y alike.
-        group: (N, 1) int64.
-        pixel: (N, 1), a pixel's side in the same units: the width of the soft edge.
+    Coordinates x and y, (N, P), and a pixel's side, (N, 1), are in units of the silhouette's radius; group is (N, 1).
     """
     span = x.abs() + y.abs() + 1e-6
     q = y / span
@@ -172,7 +192,7 @@ def _draw(pose_key: int, noise_key: int, indices: Tensor, size: int) -> Tensor:
     """One chunk of :func:`draw_images`."""
     device = indices.device
     group = (indices % NUM_CLASSES // CLASSES_PER_GROUP)[:, None]
-    u = iter(uniform(pose_key, indices, 40)[:, :, None].unbind(1))
+    u = iter(uniform(pose_key, indices, _DRAWS)[:, :, None].unbind(1))
     centres = (torch.arange(size, device=device, dtype=torch.float32) * 2 + (1 - size)) / size
     x, y = centres.repeat(size)[None], centres.repeat_interleave(size)[None]
 
@@ -244,7 +264,7 @@ def draw_images(seed: int, split: str, indices: Tensor, image_size: int = 32) ->
     if image_size < MIN_IMAGE_SIZE:
         raise ValueError(f"image_size is {image_size}; it must be at least {MIN_IMAGE_SIZE}")
     if indices.ndim != 1 or indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-        raise ValueError(f"indices has shape {tuple(indices.shape)} and dtype {indices.dtype}; it must be (N,) integers")
+        raise ValueError(f"indices is {tuple(indices.shape)} of {indices.dtype}; it must be (N,) of an integer dtype")
     indices = indices.to(torch.int64)
     if bool((indices < 0).any()):
         raise ValueError(f"indices holds {int(indices.min())}; none may be negative")

@@ -86,4 +86,5 @@ def _orthonormal(columns: Tensor) -> Tensor:
     """Normalises orthogonal columns; QR, unlike a division by S, stays orthonormal where a column is zero."""
     Q, R = torch.linalg.qr(columns)
     signs = torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(Q.dtype)
-    return Q * signs[..., None, :]
+    oriented: Tensor = Q * signs[..., None, :]
+    return oriented

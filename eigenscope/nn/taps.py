@@ -59,7 +59,8 @@ def tap_features(tokens: Tensor, kind: FeatureKind) -> Tensor:
     its features a function of the tokens; ``svd_raw`` keeps the solver's signs. Neither depends on the tokens' order.
 
     Args:
-        tokens: (..., N, k) float32 or float64; the SVD kinds need N ≥ k. Non-finite entries count as 0.
+        tokens: (..., N, k) float32 or float64; the SVD kinds need N ≥ k. Non-finite entries count as 0,
+            and so does a feature that overflows.
         kind: one of the above.
 
     Returns:
@@ -81,15 +82,17 @@ def tap_features(tokens: Tensor, kind: FeatureKind) -> Tensor:
         shares = _shares(S)
         off_diagonal = tokens.shape[-1] - diagonal.square().sum(-1, keepdim=True)
         parts = [shares, diagonal, off_diagonal, _entropy(shares)]
-    return torch.cat(parts, dim=-1)
+    return torch.nan_to_num(torch.cat(parts, dim=-1), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _shares(x: Tensor) -> Tensor:
-    return x / x.sum(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    total: Tensor = x.sum(-1, keepdim=True)
+    return x / total.clamp_min(torch.finfo(x.dtype).tiny)
 
 
 def _entropy(shares: Tensor) -> Tensor:
-    return torch.special.entr(shares).sum(-1, keepdim=True)
+    entropy: Tensor = torch.special.entr(shares).sum(-1, keepdim=True)
+    return entropy
 
 
 class SVDTaps(nn.Module):

@@ -42,8 +42,8 @@ def stream_key(*parts: int) -> int:
     """
     key = torch.zeros((), dtype=torch.int64)
     for part in parts:
-        key = _mix(key + _GAMMA) ^ _mix(torch.tensor(_signed(part % (1 << 64))) + _GAMMA)
-    return int(_mix(key))
+        key = _mix(key + _GAMMA + _mix(torch.tensor(_signed(part % (1 << 64))) + _GAMMA))
+    return int(key)
 
 
 def random_bits(key: int, indices: Tensor, count: int) -> Tensor:
@@ -63,7 +63,7 @@ def random_bits(key: int, indices: Tensor, count: int) -> Tensor:
 
 
 def uniform(key: int, indices: Tensor, count: int) -> Tensor:
-    """Uniform numbers in the open interval (0, 1), on a grid of 2^-24; arguments as in :func:`random_bits`.
+    """Uniform numbers in the open interval (0, 1), on a grid of step 2^-23; arguments as in :func:`random_bits`.
 
     Returns:
         (N, count) float32.

@@ -3,6 +3,7 @@
 from eigenscope.study.comparison import ArmSummary, Difference, compare_arms, comparison_table
 from eigenscope.study.result import EpochResult, RunResult
 from eigenscope.study.scoreboard import add_to_scoreboard, read_scoreboard, scoreboard_table
+from eigenscope.study.table import duration, text_table
 
 __all__ = [
     "ArmSummary",
@@ -12,6 +13,8 @@ __all__ = [
     "add_to_scoreboard",
     "compare_arms",
     "comparison_table",
+    "duration",
     "read_scoreboard",
     "scoreboard_table",
+    "text_table",
 ]

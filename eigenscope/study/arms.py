@@ -20,13 +20,15 @@ import yaml
 from eigenscope.files import replace_atomically
 from eigenscope.study.comparison import ArmSummary, compare_arms, comparison_table
 from eigenscope.study.result import RunResult
+from eigenscope.study.scoreboard import read_scoreboard, scoreboard_table
+from eigenscope.study.table import duration
 
 Config = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run of one arm with one seed: its resolved configuration, and the folder of its logs, which is named after it."""
+    """A run of one arm with one seed: its resolved configuration, and the folder of its logs."""
 
     arm: str
     seed: int
@@ -44,6 +46,8 @@ class PlannedRun:
         tensorboard = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger"}
         options = loggers.get("init_args", {}) if isinstance(loggers, dict) and _is_tensorboard(loggers) else {}
         config["trainer"]["logger"] = tensorboard | {"init_args": options | place}
+        for scoreboard in _scoreboards(config):
+            scoreboard["init_args"]["show"] = False  # once at the end instead of after every run
         return cls(arm, seed, config, root / arm / version)
 
     def finished(self) -> RunResult | None:
@@ -64,7 +68,8 @@ class PlannedRun:
         command = [sys.executable, "-m", "cli", "fit", "--config", str(asked)]
         code = subprocess.run(command, check=False).returncode
         if code:
-            raise SystemExit(f"{self} failed with exit code {code}; finished runs are kept. Repeat it: {shlex.join(command)}")
+            repeat = shlex.join(command)
+            raise SystemExit(f"{self} failed with exit code {code}; finished runs are kept. To repeat it: {repeat}")
         result = self.finished()
         if result is None:
             raise SystemExit(f"{self} left no {self.folder / 'result.json'}: its callbacks must include Scoreboard")
@@ -76,6 +81,11 @@ class PlannedRun:
 
 def _is_tensorboard(logger: Config) -> bool:
     return str(logger.get("class_path", "")).endswith("TensorBoardLogger")
+
+
+def _scoreboards(config: Config) -> list[Config]:
+    callbacks = config["trainer"].get("callbacks") or []
+    return [callback for callback in callbacks if callback["class_path"] == "callbacks.Scoreboard"]
 
 
 def compare_main(args: list[str], resolve: Callable[[list[str]], Config]) -> list[ArmSummary]:
@@ -107,7 +117,9 @@ def compare_main(args: list[str], resolve: Callable[[list[str]], Config]) -> lis
         help="an arm; repeat it for the next arm; several files after one --config are layered, the later wins",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds, the same for all arms (default: 0)")
-    parser.add_argument("--dir", type=Path, default=Path("runs/compare"), help="where runs are kept (default: %(default)s)")
+    parser.add_argument(
+        "--dir", type=Path, default=Path("runs/compare"), help="where runs are kept (default: %(default)s)"
+    )
     options, overrides = parser.parse_known_args(args)
     names = ["+".join(Path(file).stem for file in files) for files in options.config]
     if len(set(names)) < len(names):
@@ -117,8 +129,9 @@ def compare_main(args: list[str], resolve: Callable[[list[str]], Config]) -> lis
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         parser.error("compare starts the processes of its runs itself: start it once, not under torchrun or srun")
 
-    layers = {name: [part for file in files for part in ("--config", file)] for name, files in zip(names, options.config, strict=True)}
-    resolved = {name: resolve([*layer, *overrides]) for name, layer in layers.items()}
+    resolved = {}
+    for name, files in zip(names, options.config, strict=True):
+        resolved[name] = resolve([*(part for file in files for part in ("--config", file)), *overrides])
     runs = [PlannedRun.plan(name, seed, resolved[name], options.dir) for seed in options.seeds for name in names]
     results = _train_all(runs)
     summaries = compare_arms({name: {run.seed: result for run, result in results if run.arm == name} for name in names})
@@ -130,6 +143,8 @@ def compare_main(args: list[str], resolve: Callable[[list[str]], Config]) -> lis
     with replace_atomically(target.with_suffix(".txt")) as aside:
         aside.write_text(table + "\n")
     print(f"\nHead-to-head ({target.with_suffix('.txt')})\n{table}\n", flush=True)
+    for path in sorted({scoreboard["init_args"]["path"] for run in runs for scoreboard in _scoreboards(run.config)}):
+        print(f"Scoreboard ({path})\n{scoreboard_table(read_scoreboard(Path(path)))}\n", flush=True)
     return summaries
 
 
@@ -142,7 +157,7 @@ def _train_all(runs: list[PlannedRun]) -> list[tuple[PlannedRun, RunResult]]:
         if result is not None:
             print(f"[{number}/{len(runs)}] {run}: already finished in {run.folder}", flush=True)
         else:
-            left = f", about {spent / trained * (waiting - trained) / 60:.0f} min left" if trained else ""
+            left = f", about {duration(spent / trained * (waiting - trained))} left" if trained else ""
             print(f"\n[{number}/{len(runs)}] {run}{left}", flush=True)
             started = time.perf_counter()
             result = run.train()

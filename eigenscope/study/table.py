@@ -1,4 +1,4 @@
-"""Plain-text tables."""
+"""Text for people: tables and durations."""
 
 from collections.abc import Sequence
 
@@ -12,3 +12,10 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return "  ".join([first, *others])
 
     return "\n".join([line(header), "-" * len(line(header)), *map(line, rows)])
+
+
+def duration(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any: ``4:05``, ``1:00:00``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,40 @@
+# Everything a person types: make demo, make test, make check, make bench.
+.PHONY: demo test check format bench clean
+
+PYTHON := $(shell for candidate in python3.14 python3.13 python3.12 python3; do \
+	$$candidate -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 12))' 2>/dev/null \
+	&& echo $$candidate && break; done)
+BIN := .venv/bin
+
+demo: .venv/ready
+	@$(BIN)/python cli.py compare --config configs/demo.yaml --config configs/demo_svd.yaml
+	@echo "Next, type one of these:"
+	@echo "  $(BIN)/tensorboard --logdir runs                  # review the curves in a browser"
+	@echo "  $(BIN)/python cli.py compare --config configs/demo.yaml --config configs/demo_svd.yaml --seeds 0 1 2"
+	@echo "  $(BIN)/python cli.py fit --config configs/deit_svd.yaml   # the real thing: downloads CIFAR-100, wants a GPU"
+
+test: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4
+
+check: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/ready
+	$(BIN)/python benchmarks/taps.py
+
+clean:
+	rm -rf .venv *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+.venv/ready: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.12 or newer with the modules venv and ensurepip is missing: install it and try again."; exit 1; }
+	@echo "Setting up .venv with $(PYTHON): about 5 GB, once, some minutes."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,51 @@
+import multiprocessing
+
+import pytest
+
+from eigenscope.study import EpochResult, RunResult, add_to_scoreboard, read_scoreboard, scoreboard_table
+from eigenscope.study.table import duration
+
+
+def result(name, accuracy, seed=0):
+    rows = (EpochResult(1, 0.5, accuracy, 1.0, 2.0),)
+    return RunResult(name, seed, 1234567, "2026-01-01T00:00:00+00:00", "runs/x", rows)
+
+
+def add(path, number):
+    add_to_scoreboard(path, result(f"run{number}", number / 100))
+
+
+def test_best_first(tmp_path):
+    path = tmp_path / "runs" / "scoreboard.csv"
+    for name, accuracy in (("low, with comma", 0.1), ("high", 0.9), ("middle", 0.5)):
+        add_to_scoreboard(path, result(name, accuracy, seed=None))
+    lines = scoreboard_table(read_scoreboard(path)).splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["high", "middle", "low,"]
+    assert "90.00" in lines[2]
+    assert "1,234,567" in lines[2]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_runs_that_finish_together_all_get_a_row(tmp_path):
+    path = tmp_path / "scoreboard.csv"
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=add, args=(path, number)) for number in range(12)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert {row["name"] for row in read_scoreboard(path)} == {f"run{number}" for number in range(12)}
+    assert {entry.name for entry in tmp_path.iterdir()} <= {"scoreboard.csv", "scoreboard.csv.lock"}
+
+
+def test_another_file_is_not_overwritten(tmp_path):
+    path = tmp_path / "scoreboard.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="is not a scoreboard"):
+        add_to_scoreboard(path, result("run", 0.5))
+    assert path.read_text() == "a,b\n1,2\n"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3661, "1:01:01")])
+def test_duration(seconds, text):
+    assert duration(seconds) == text

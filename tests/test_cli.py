@@ -1,0 +1,247 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import cli
+from eigenscope.study import RunResult, read_scoreboard
+from lightning_modules import ImageClassificationModule
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+DEMO = str(CONFIGS / "demo.yaml")
+NET = "--model.init_args.net.init_args"
+
+
+def small(tmp_path, *more, epochs=2):
+    """Arguments that make the demo tiny and keep what it writes below tmp_path."""
+    return [
+        f"{NET}.width=16",
+        f"{NET}.depth=2",
+        f"{NET}.num_heads=2",
+        "--data.init_args.train_size=200",
+        "--data.init_args.test_size=100",
+        "--data.init_args.batch_size=50",
+        "--data.init_args.num_workers=0",
+        "--trainer.accelerator=cpu",
+        f"--trainer.max_epochs={epochs}",
+        "--trainer.log_every_n_steps=1",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.enable_model_summary=false",
+        f"--trainer.default_root_dir={tmp_path}",
+        *more,
+    ]
+
+
+def fit(tmp_path, *more, config=DEMO, epochs=2):
+    place = ["--trainer.logger.init_args.save_dir", str(tmp_path / "runs")]
+    return cli.main(["fit", "--config", config, *small(tmp_path, *place, *more, epochs=epochs)])
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_fit_leaves_logs_a_table_a_result_and_a_board(tmp_path, capsys):
+    run = fit(tmp_path)
+    printed = capsys.readouterr().out
+    log_dir = Path(run.trainer.log_dir)
+    assert log_dir == tmp_path / "runs" / "demo" / "version_0"
+    result = RunResult.load(log_dir / "result.json")
+    assert [row.epoch for row in result.epochs] == [1, 2]
+    assert result.seed == 0
+    assert result.parameters == sum(p.numel() for p in run.model.parameters())
+    header, *lines = [line for line in printed.splitlines() if "train %" in line or line.startswith("     ")][:3]
+    assert header.split()[:3] == ["epoch", "train", "%"]
+    for line, row in zip(lines, result.epochs, strict=True):
+        cells = line.split()
+        assert cells[:3] == [str(row.epoch), f"{100 * row.train_acc:.2f}", f"{100 * row.val_acc:.2f}"]
+        assert cells[4] == f"{100 * (row.train_acc - row.val_acc):+.2f}"
+    assert cells[5:7] == [f"{100 * result.best[0]:.2f}", str(result.best[1])]
+    assert "Scoreboard (runs/scoreboard.csv)" in printed
+    (row,) = read_scoreboard(tmp_path / "runs" / "scoreboard.csv")
+    assert row["name"] == "demo"
+    assert row["log_dir"] == str(log_dir)
+    events = EventAccumulator(str(log_dir)).Reload()
+    tags = {f"{stage}/{name}" for stage in ("train", "val") for name in ("loss", "acc", "acc5")}
+    assert tags | {"gap/acc", "train/loss_step", "lr-AdamW"} <= set(events.Tags()["scalars"])
+    assert [e.value for e in events.Scalars("val/acc")] == pytest.approx([row.val_acc for row in result.epochs])
+    assert "💡" not in printed
+
+
+def test_the_same_seed_gives_the_same_run(tmp_path):
+    first, second = fit(tmp_path), fit(tmp_path)
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+    other = fit(tmp_path, "--seed_everything=1")
+    assert not torch.equal(first.model.net.positions, other.model.net.positions)
+
+
+def test_classes_and_image_size_flow_from_the_data(tmp_path):
+    run = fit(tmp_path, "--data.init_args.image_size=24", epochs=1)
+    assert (run.model.net.image_size, run.model.net.num_classes) == (24, 100)
+    assert run.model.net.positions.shape == (1, 37, 16)
+    assert run.model.hparams["net"]["init_args"]["image_size"] == 24
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_checkpoint_rebuilds_its_model_and_evaluates_the_same(tmp_path, capsys):
+    run = fit(tmp_path, config=str(CONFIGS / "demo_svd.yaml"), *["--model.init_args.net.init_args.taps.layers=[1,2]"])
+    best = Path(run.trainer.checkpoint_callback.best_model_path)
+    assert best.name == "best.ckpt"
+    assert set(torch.load(best, weights_only=True)) >= {"state_dict", "hyper_parameters"}
+    loaded = ImageClassificationModule.load_from_checkpoint(best, weights_only=True)
+    assert loaded.net.taps.config.layers == (1, 2)
+    config = str(Path(run.trainer.log_dir) / "config.yaml")
+    for command in ("validate", "test"):
+        args = [command, "--config", config, "--ckpt_path", str(best), "--trainer.logger=false"]
+        evaluated = cli.main(args)
+        stage = "val" if command == "validate" else "test"
+        accuracy = float(evaluated.trainer.callback_metrics[f"{stage}/acc"])
+        assert accuracy == pytest.approx(RunResult.load(Path(run.trainer.log_dir) / "result.json").best[0])
+    assert not (tmp_path / "config.yaml").exists()
+    predicted = cli.main(["predict", "--config", config, "--ckpt_path", str(best), "--trainer.logger=false"])
+    assert predicted.trainer.predict_loop.predictions[0].shape == (50, 100)
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_resumed_run_keeps_its_table(tmp_path, capsys):
+    whole = fit(tmp_path, epochs=3)
+    part = fit(tmp_path, epochs=2)
+    last = Path(part.trainer.checkpoint_callback.last_model_path)
+    resumed = fit(tmp_path, "--ckpt_path", str(last), epochs=3)
+    results = [RunResult.load(Path(run.trainer.log_dir) / "result.json") for run in (whole, resumed)]
+    assert [row.epoch for row in results[1].epochs] == [1, 2, 3]
+    assert [row.val_acc for row in results[1].epochs] == [row.val_acc for row in results[0].epochs]
+
+
+def test_without_a_logger_nothing_is_written_to_the_working_directory(tmp_path):
+    options = ["--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.callbacks=null"]
+    cli.main(["fit", "--config", DEMO, *small(tmp_path, *options, epochs=1)])
+    cli.main(["fit", "--config", DEMO, *small(tmp_path, *options, epochs=1)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bf16_falls_back_aloud_where_it_is_emulated(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "has_bf16", lambda device: False)
+    run = fit(tmp_path, "--trainer.precision=bf16-mixed", epochs=1)
+    assert run.trainer.precision == "32-true"
+    assert "Precision bf16-mixed was asked for, but this cpu only emulates it" in capsys.readouterr().out
+    saved = yaml.safe_load((Path(run.trainer.log_dir) / "config.yaml").read_text())
+    assert saved["trainer"]["precision"] == "32-true"
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (f"{NET}.patch_size=5", "patch_size must divide image_size 32, got 5"),
+        (f"{NET}.taps.layers=[1,9]", "taps.layers must lie within 1 to 2"),
+        ("--data.init_args.protocol=train", "protocol"),
+        ("--data.init_args.batch_size=500", "batch_size must be at most 200"),
+    ],
+)
+def test_bad_values_end_before_training(tmp_path, capsys, argument, message):
+    with pytest.raises((ValueError, SystemExit)) as error:
+        fit(tmp_path, argument)
+    assert message in str(error.value) + capsys.readouterr().err
+    assert not (tmp_path / "runs" / "demo" / "version_0" / "checkpoints").exists()
+
+
+def compare(tmp_path, *more, arms=(DEMO, str(CONFIGS / "demo_svd.yaml"))):
+    configs = [part for arm in arms for part in ("--config", arm)]
+    taps = "" if len(arms) < 2 else [f"{NET}.depth=4"]
+    return cli.main(["compare", *configs, "--dir", str(tmp_path / "study"), *small(tmp_path, epochs=1), *taps, *more])
+
+
+def test_compare_trains_each_arm_and_seed_once(tmp_path, capfd):
+    base, taps = compare(tmp_path, "--seeds", "0", "1")
+    first = capfd.readouterr().out
+    results = {
+        (arm, seed): RunResult.load(next((tmp_path / "study" / arm).glob(f"seed{seed}-*/result.json")))
+        for arm in ("demo", "demo_svd")
+        for seed in (0, 1)
+    }
+    assert {result.seed for result in results.values()} == {0, 1}
+    mean = sum(results["demo_svd", seed].best[0] - results["demo", seed].best[0] for seed in (0, 1)) / 2
+    assert taps.best_difference.points == pytest.approx(100 * mean)
+    assert taps.parameters > base.parameters
+    for word in ("Head-to-head", "demo_svd − demo", "[4/4] demo_svd seed 1", " left", "Scoreboard (runs/scoreboard"):
+        assert word in first
+    saved = json.loads((tmp_path / "study" / "demo-vs-demo_svd.json").read_text())
+    assert saved["arms"][1]["best_difference"]["points"] == taps.best_difference.points
+    assert (tmp_path / "study" / "demo-vs-demo_svd.txt").read_text().strip() in first
+
+    assert compare(tmp_path, "--seeds", "0", "1") == [base, taps]
+    second = capfd.readouterr().out
+    assert second.count("already finished") == 4
+    assert "train %" not in second
+
+
+def test_compare_trains_again_what_changed_or_did_not_finish(tmp_path, capfd):
+    compare(tmp_path, arms=(DEMO,))
+    (unfinished,) = (tmp_path / "study" / "demo").iterdir()
+    (unfinished / "result.json").unlink()
+    (unfinished / "half").write_text("left behind")
+    compare(tmp_path, arms=(DEMO,))
+    assert not (unfinished / "half").exists()
+    capfd.readouterr()
+    compare(tmp_path, "--data.init_args.seed=1", arms=(DEMO,))
+    assert "already finished" not in capfd.readouterr().out
+    assert len(list((tmp_path / "study" / "demo").iterdir())) == 2
+
+
+def test_compare_layers_files_of_one_arm(tmp_path, capfd):
+    layer = tmp_path / "smooth.yaml"
+    layer.write_text("model: {init_args: {label_smoothing: 0.1}}\n")
+    args = ["compare", "--config", DEMO, str(layer), "--dir", "study", *small(tmp_path, epochs=1)]
+    (arm,) = cli.main(args)
+    assert arm.name == "demo+smooth"
+    asked = yaml.safe_load(next((tmp_path / "study" / arm.name).glob("*/asked.yaml")).read_text())
+    assert asked["model"]["init_args"]["label_smoothing"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--config", DEMO, "--config", DEMO], "every arm needs files of another name"),
+        (["--config", DEMO, "--seeds", "1", "1"], "every seed once"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--config", DEMO, "--trainer.max_epoch", "3"], "max_epoch"),
+        ([], "--config"),
+    ],
+)
+def test_compare_refuses_bad_arguments_before_training(tmp_path, capfd, args, message):
+    with pytest.raises(SystemExit):
+        cli.main(["compare", *args])
+    assert message in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_compare_stops_at_a_run_that_fails_and_says_how_to_repeat_it(tmp_path, capfd):
+    with pytest.raises(SystemExit, match=r"demo seed 0 failed with exit code 1.*-m cli fit --config .*asked\.yaml"):
+        compare(tmp_path, f"{NET}.patch_size=5", arms=(DEMO,))
+    assert "patch_size must divide" in capfd.readouterr().err
+
+
+def test_compare_is_not_for_torchrun(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit):
+        compare(tmp_path, arms=(DEMO,))
+    assert "not under torchrun" in capfd.readouterr().err
+
+
+def test_help_names_every_subcommand():
+    printed = subprocess.run([sys.executable, "-m", "cli", "--help"], capture_output=True, text=True, check=True).stdout
+    for word in ("fit", "validate", "test", "predict", "compare"):
+        assert word in printed
+
+
+def test_importing_prints_nothing_and_starts_nothing():
+    code = "import cli, torch; assert not torch.cuda.is_initialized()"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == done.stderr == ""
