@@ -91,7 +91,7 @@ def test_classes_and_image_size_flow_from_the_data(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_checkpoint_rebuilds_its_model_and_evaluates_the_same(tmp_path, capsys):
-    run = fit(tmp_path, config=str(CONFIGS / "demo_svd.yaml"), *["--model.init_args.net.init_args.taps.layers=[1,2]"])
+    run = fit(tmp_path, f"{NET}.taps.layers=[1,2]", config=str(CONFIGS / "demo_svd.yaml"))
     best = Path(run.trainer.checkpoint_callback.best_model_path)
     assert best.name == "best.ckpt"
     assert set(torch.load(best, weights_only=True)) >= {"state_dict", "hyper_parameters"}
@@ -154,7 +154,7 @@ def test_bad_values_end_before_training(tmp_path, capsys, argument, message):
 
 def compare(tmp_path, *more, arms=(DEMO, str(CONFIGS / "demo_svd.yaml"))):
     configs = [part for arm in arms for part in ("--config", arm)]
-    taps = "" if len(arms) < 2 else [f"{NET}.depth=4"]
+    taps = [f"{NET}.depth=4"] if len(arms) > 1 else []  # demo_svd taps layer 4
     return cli.main(["compare", *configs, "--dir", str(tmp_path / "study"), *small(tmp_path, epochs=1), *taps, *more])
 
 

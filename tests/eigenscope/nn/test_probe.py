@@ -74,3 +74,15 @@ def test_survives_compilation(backend):
 def test_an_unknown_name_lists_those_there_are():
     with pytest.raises(ValueError, match="'muddle'; there are: middle, ends"):
         probes(Net(), "muddle")
+
+
+def test_survives_ddp():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        net = nn.parallel.DistributedDataParallel(Net())
+        x = torch.rand(3, 4)
+        with observe(net, "*middle") as seen:
+            net(x).sum().backward()
+        torch.testing.assert_close(seen["module.middle"], net.module.first(x))
+    finally:
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,78 @@
+"""Every shipped configuration parses, says what it should, and runs two steps."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import cli
+from eigenscope.nn import DeiT
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+TAPPED = {"deit_svd": "svd", "deit_gram_diagonal": "gram_diagonal", "deit_pooled": "pooled", "deit_zeros": "zeros"}
+
+
+def resolved(name):
+    return cli.resolve(["--config", str(ROOT / "configs" / f"{name}.yaml")])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_runs_two_steps(path, make_tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = ["fit", "--config", str(path), "--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
+    args += ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.enable_model_summary=false"]
+    args += ["--trainer.enable_progress_bar=false", "--data.init_args.batch_size=4"]
+    args += ["--data.init_args.num_workers=0", "--trainer.log_every_n_steps=1"]
+    data = yaml.safe_load(path.read_text())["data"]["class_path"]
+    if data == "CIFAR100DataModule":
+        root = str(make_tree(classes=5, train=4))
+        args += ["--data.init_args.source=folder", f"--data.init_args.root={root}"]
+    else:
+        args += ["--data.init_args.train_size=100", "--data.init_args.test_size=100"]
+    run = cli.main(args)
+    assert run.trainer.global_step == 2
+    assert run.model.net.num_classes == run.datamodule.num_classes
+    assert run.trainer.log_dir.startswith(f"runs/{path.stem}/")
+    assert (tmp_path / "runs" / "scoreboard.csv").exists()
+
+
+def test_the_recipe_is_the_reported_one():
+    config = resolved("deit_svd")
+    model = config["model"]["init_args"]
+    assert model["net"]["init_args"]["taps"] == {"layers": [3, 6, 9, 12], "rank": 32, "features": "svd"}
+    assert model["optimizer"]["class_path"] == "torch.optim.AdamW"
+    optimizer = model["optimizer"]["init_args"]
+    assert (optimizer["lr"], optimizer["weight_decay"]) == (3e-4, 0.05)
+    assert model["lr_scheduler"]["class_path"] == "torch.optim.lr_scheduler.CosineAnnealingLR"
+    assert model["lr_scheduler"]["init_args"]["T_max"] == config["trainer"]["max_epochs"] == 100
+    assert (model["lr_interval"], model["label_smoothing"]) == ("epoch", 0.0)
+    assert (config["trainer"]["precision"], config["trainer"]["gradient_clip_val"]) == ("bf16-mixed", 1.0)
+    data = config["data"]["init_args"]
+    assert (data["source"], data["protocol"], data["augmentation"]) == ("torchvision", "test", "recipe")
+    assert data["batch_size"] == 256
+
+
+@pytest.mark.parametrize("name", TAPPED)
+def test_arms_differ_in_their_taps_alone(name):
+    baseline, arm = resolved("deit_baseline"), resolved(name)
+    taps = arm["model"]["init_args"]["net"]["init_args"].pop("taps")
+    assert taps == {"layers": [3, 6, 9, 12], "rank": 32, "features": TAPPED[name]}
+    assert baseline["model"]["init_args"]["net"]["init_args"].pop("taps") is None
+    names = [config["trainer"]["logger"]["init_args"].pop("name") for config in (baseline, arm)]
+    assert names == ["deit_baseline", name]
+    assert arm == baseline
+
+
+def test_the_demo_arms_differ_in_their_taps_alone():
+    plain, tapped = resolved("demo"), resolved("demo_svd")
+    assert plain["model"]["init_args"]["net"]["init_args"].pop("taps") is None
+    assert tapped["model"]["init_args"]["net"]["init_args"].pop("taps")["features"] == "svd"
+    for config in (plain, tapped):
+        config["trainer"]["logger"]["init_args"].pop("name")
+    assert plain == tapped
+
+
+def test_the_baseline_config_builds_the_published_network():
+    net = resolved("deit_baseline")["model"]["init_args"]["net"]["init_args"]
+    assert sum(p.numel() for p in DeiT(**net).parameters()) == 21_526_372
