@@ -17,6 +17,10 @@ from eigenscope.precision import has_bf16
 from eigenscope.study.arms import compare_main
 
 
+class ConfigurationError(ValueError):
+    """A class refused a value of the configuration."""
+
+
 class SaveConfig(SaveConfigCallback):
     """Saves the configuration beside the logs, and nowhere if there are none."""
 
@@ -67,6 +71,20 @@ class EigenscopeCLI(LightningCLI):
             if not has_bf16(device):
                 print(f"Precision bf16-mixed was asked for, but this {device} only emulates it: running in 32-true.")
                 trainer.precision = "32-true"
+
+    def instantiate_classes(self) -> None:
+        """Builds data, model and trainer.
+
+        Raises:
+            ConfigurationError: a class refused its arguments; the message is the class's own.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            reason: BaseException = error  # jsonargparse wraps it, once per level of nesting
+            while reason.__cause__ is not None:
+                reason = reason.__cause__
+            raise ConfigurationError(str(reason)) from error
 
 
 class _Parsed(Exception):
@@ -120,9 +138,12 @@ def main(args: list[str] | None = None) -> Any:
 
 
 def script() -> None:
-    """The installed command: its exit status must not be what :func:`main` returns."""
-    main()
+    """The command as installed: a wrong configuration is one sentence instead of a traceback."""
+    try:
+        main()
+    except ConfigurationError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    main()
+    script()

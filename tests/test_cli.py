@@ -136,11 +136,19 @@ def test_bf16_falls_back_aloud_where_it_is_emulated(tmp_path, capsys, monkeypatc
     assert saved["trainer"]["precision"] == "32-true"
 
 
+def test_a_refused_value_is_one_sentence_at_the_command_line(tmp_path):
+    command = [sys.executable, "-W", "ignore", "-m", "cli", "fit", "--config", DEMO, f"{NET}.patch_size=5"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "error: patch_size must divide image_size 32, got 5"
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
         (f"{NET}.patch_size=5", "patch_size must divide image_size 32, got 5"),
-        (f"{NET}.taps.layers=[1,9]", "taps.layers must lie within 1 to 2"),
+        (f"{NET}.taps.layers=[9]", "taps.layers must lie within 1 to 2"),
         ("--data.init_args.protocol=train", "protocol"),
         ("--data.init_args.batch_size=500", "batch_size must be at most 200"),
     ],
