@@ -5,6 +5,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from eigenscope.linalg.threaded import eigh, eigvalsh
+
 
 class GramSVD(NamedTuple):
     """The factors of ``A = U diag(S) Vh``; a factor that was not asked for is None.
@@ -62,9 +64,9 @@ def gram_svd(
         B = B / scale
         gram = B.mT @ B
         if vectors == "none":
-            S = _root(torch.linalg.eigvalsh(gram).flip(-1)) * scale[..., 0]
+            S = _root(eigvalsh(gram).flip(-1)) * scale[..., 0]
             return GramSVD(None, S.to(out_dtype), None)
-        squares, W = torch.linalg.eigh(gram)
+        squares, W = eigh(gram)
         S = (_root(squares.flip(-1)) * scale[..., 0]).to(out_dtype)
         W = W.flip(-1)  # vectors of the short side: Vh = Wᵀ when A is tall, U = W when it is wide
         if vectors == "right" and not wide:

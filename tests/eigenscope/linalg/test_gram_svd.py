@@ -71,6 +71,21 @@ def test_autocast_does_not_reach_inside():
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("vectors", ["right", "both", "none"])
+def test_threads_change_nothing(vectors):
+    A = random(3, 50, 9, 6).requires_grad_()
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            assert not gram_svd(A, vectors=vectors).S.requires_grad
+        svd = gram_svd(A, vectors=vectors)
+        (gradient,) = torch.autograd.grad(svd.S.pow(3).sum(), A)
+        results.append([*svd, gradient])
+    for one, two in zip(*results, strict=True):
+        assert one is two is None or torch.equal(one, two)
+
+
 def test_gradient_of_singular_values():
     A = random(2, 6, 3).requires_grad_()
     assert torch.autograd.gradcheck(lambda A: gram_svd(A, vectors="none").S, (A,))
