@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
 from eigenscope.files import replace_atomically
 from eigenscope.study.comparison import ArmSummary, compare_arms, comparison_table
@@ -58,11 +59,18 @@ class PlannedRun:
     def train(self) -> RunResult:
         """Trains in a new process, in a folder emptied of an earlier attempt that did not finish.
 
+        If another ``compare`` is training the same run, waits for it and takes its result.
+
         Raises:
             SystemExit: the run failed or left no result; the message holds the command that repeats it.
         """
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder.with_name(f".{self.folder.name}.lock")):
+            return self.finished() or self._train()
+
+    def _train(self) -> RunResult:
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        self.folder.mkdir()
         asked = self.folder / "asked.yaml"
         asked.write_text(yaml.safe_dump(self.config, sort_keys=False))
         command = [sys.executable, "-m", "cli", "fit", "--config", str(asked)]
