@@ -2,12 +2,15 @@
 
 import logging
 import sys
+import traceback
 import warnings
 from typing import Any, cast
 
+import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
 
 import callbacks  # noqa: F401  importing a package makes its classes known by their short names
 import datamodules  # noqa: F401
@@ -65,12 +68,12 @@ class EigenscopeCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Replaces bf16 by fp32 where the device would only emulate it, and says so."""
-        trainer = self.config[self.subcommand].trainer if self.subcommand else self.config.trainer
-        if trainer.precision == "bf16-mixed":
-            device = Trainer(accelerator=trainer.accelerator, devices=1, logger=False).strategy.root_device.type
-            if not has_bf16(device):
-                print(f"Precision bf16-mixed was asked for, but this {device} only emulates it: running in 32-true.")
-                trainer.precision = "32-true"
+        trainer = self.config[self.subcommand].trainer
+        automatic = "cuda" if torch.cuda.is_available() else "cpu"
+        device = {"auto": automatic, "gpu": "cuda", "cuda": "cuda", "cpu": "cpu"}.get(trainer.accelerator)
+        if trainer.precision == "bf16-mixed" and device is not None and not has_bf16(device):
+            rank_zero_only(print)(f"bf16-mixed was asked for, but this {device} only emulates it: using 32-true.")
+            trainer.precision = "32-true"
 
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer.
@@ -81,10 +84,23 @@ class EigenscopeCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:
-            reason: BaseException = error  # jsonargparse wraps it, once per level of nesting
-            while reason.__cause__ is not None:
+            reason: BaseException = error
+            while _is_from_jsonargparse(reason) and reason.__cause__ is not None:
                 reason = reason.__cause__
             raise ConfigurationError(str(reason)) from error
+
+    def after_fit(self) -> None:
+        """Reads the test set, once, at the epoch that a held-out part of the training set has chosen."""
+        checkpoints = self.trainer.checkpoint_callback
+        chosen = getattr(checkpoints, "best_model_path", "") and getattr(checkpoints, "monitor", None)
+        if getattr(self.datamodule, "protocol", None) == "holdout" and chosen:
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best")
+
+
+def _is_from_jsonargparse(error: BaseException) -> bool:
+    """Whether jsonargparse raised it, which wraps a class's own error once per level of nesting."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("jsonargparse")
 
 
 class _Parsed(Exception):

@@ -1,23 +1,24 @@
 """Keeps the figures of every finished epoch, for callbacks that report them."""
 
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import asdict
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from eigenscope.study import EpochResult
+from eigenscope.study import EpochResult, Score
 
 
-class EpochRecorder(Callback):
+class EpochRecorder(Callback, ABC):
     """Collects an :class:`~eigenscope.study.EpochResult` per training epoch; a resumed run keeps those before.
 
-    Reads ``train/acc``, ``train/loss`` and ``val/acc`` from the logged metrics, so a module that does not log them
-    is not recorded.
+    Args:
+        score: the logged figure that epochs are judged by.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, score: Score = Score()) -> None:  # noqa: B008  a frozen dataclass
+        self.score = score
         self.epochs: list[EpochResult] = []
         self._started = 0.0
         self._validated = False
@@ -25,6 +26,10 @@ class EpochRecorder(Callback):
     @abstractmethod
     def epoch_recorded(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called on every rank after ``self.epochs`` has grown."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock of a run that is resumed within an epoch, whose start it does not see."""
+        self._started = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
@@ -36,19 +41,13 @@ class EpochRecorder(Callback):
         self._validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Records the epoch."""
-        logged = trainer.callback_metrics
-        if not {"train/acc", "train/loss"} <= logged.keys():
-            return
-        self.epochs.append(
-            EpochResult(
-                epoch=trainer.current_epoch + 1,
-                train_acc=float(logged["train/acc"]),
-                val_acc=float(logged["val/acc"]) if self._validated and "val/acc" in logged else None,
-                loss=float(logged["train/loss"]),
-                seconds=time.perf_counter() - self._started,
-            )
-        )
+        """Records the epoch: Lightning keeps figures of an earlier validation, which are left out."""
+        metrics = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if self._validated or not name.startswith("val/")
+        }
+        self.epochs.append(EpochResult(trainer.current_epoch + 1, metrics, time.perf_counter() - self._started))
         self.epoch_recorded(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:

@@ -5,39 +5,55 @@ import statistics
 from lightning.pytorch import LightningModule, Trainer
 
 from callbacks.epoch_recorder import EpochRecorder
-from eigenscope.study import duration
+from eigenscope.study import duration, scored
 
-_HEADER = " epoch  train %  val %    loss     gap  best %  at epoch  seconds   left"
+_WIDTHS = (6, 11, 10, 8, 8, 10, 9, 8, 8)
 
 
 class EpochTable(EpochRecorder):
-    """Prints training and validation accuracy in per cent, training loss, their gap in points, the best validation
-    accuracy so far with its epoch, the seconds the epoch took with validation, and the time the run has left.
+    """Prints a line an epoch, through the progress bar where there is one, so that neither overwrites the other.
 
-    Lines go through the progress bar, where there is one, so that neither overwrites the other.
-    """  # noqa: D205
+    Columns: epoch, the score in training and validation, training loss, their gap (training minus validation), the
+    best score so far and its epoch, the seconds that the epoch took with validation, and the time the run has left.
+    A figure that was not logged is shown as ``-``.
+
+    Args:
+        score: the logged figure that epochs are judged by.
+    """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the header."""
-        pl_module.print(_HEADER)
+        super().on_train_start(trainer, pl_module)
+        leaf, unit = self.score.name.removeprefix("val/"), self.score.unit
+        titles = ("epoch", f"train {leaf}{unit}", f"val {leaf}{unit}", "loss", "gap", f"best{unit}", "at epoch")
+        pl_module.print(_line((*titles, "seconds", "left")))
 
     def epoch_recorded(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the epoch's line."""
         row = self.epochs[-1]
-        validated = [(past.val_acc, past.epoch) for past in self.epochs if past.val_acc is not None]
-        val, gap, best, at = f"{'-':>5}", f"{'-':>6}", f"{'-':>5}", "-"
-        if row.val_acc is not None:
-            val, gap = f"{100 * row.val_acc:5.2f}", f"{100 * (row.train_acc - row.val_acc):+6.2f}"
-        if validated:
-            accuracy, epoch = max(validated, key=lambda pair: pair[0])
-            best, at = f"{100 * accuracy:5.2f}", str(epoch)
-        pl_module.print(
-            f"{row.epoch:6d}  {100 * row.train_acc:7.2f}  {val}  {row.loss:6.3f}  {gap}  {best:>6}  {at:>8}"
-            f"  {row.seconds:7.1f}  {self._left(trainer):>5}"
-        )
+        train, val = row.metrics.get(self.score.train_name), row.metrics.get(self.score.name)
+        loss = row.metrics.get("train/loss")
+        known = scored(self.epochs, self.score)
+        best = self.score.best(known) if known else None
+        cells = [
+            str(row.epoch),
+            "-" if train is None else self.score.text(train),
+            "-" if val is None else self.score.text(val),
+            "-" if loss is None else f"{loss:.3f}",
+            "-" if train is None or val is None else self.score.text(train - val, sign="+"),
+            "-" if best is None else self.score.text(best[0]),
+            "-" if best is None else str(best[1]),
+            f"{row.seconds:.1f}",
+            self._left(trainer),
+        ]
+        pl_module.print(_line(cells))
 
     def _left(self, trainer: Trainer) -> str:
         if trainer.max_epochs is None or trainer.max_epochs < 0:
             return "-"
         left = max(0, trainer.max_epochs - self.epochs[-1].epoch)
         return duration(left * statistics.median(row.seconds for row in self.epochs))
+
+
+def _line(cells: tuple[str, ...] | list[str]) -> str:
+    return " ".join(f"{cell:>{width}}" for cell, width in zip(cells, _WIDTHS, strict=True))

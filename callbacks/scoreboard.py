@@ -1,5 +1,6 @@
 """The board over all runs."""
 
+import dataclasses
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,45 +8,68 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 
 from callbacks.epoch_recorder import EpochRecorder
-from eigenscope.study import RunResult, add_to_scoreboard, read_scoreboard, scoreboard_table
+from eigenscope.study import RunResult, Score, add_to_scoreboard, read_scoreboard, scoreboard_table, scored
 
 
 class Scoreboard(EpochRecorder):
     """After each fit leaves ``result.json`` in the run's log folder, adds a row to the board and prints the board.
 
+    If the same trainer reads the test set afterwards, its figures join the result and the row. A run without logs
+    has a row alone; a ``fast_dev_run``, or a run in which the score was never logged, leaves nothing.
+
     Args:
         path: the board's CSV file.
+        score: the logged figure that runs are judged by.
         name: of the experiment; None takes the logger's.
         show: print the board after the fit.
     """
 
-    def __init__(self, path: str = "runs/scoreboard.csv", name: str | None = None, show: bool = True) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        path: str = "runs/scoreboard.csv",
+        score: Score = Score(),  # noqa: B008  a frozen dataclass
+        name: str | None = None,
+        show: bool = True,
+    ) -> None:
+        super().__init__(score)
         self.path = Path(path)
         self.name = name
         self.show = show
+        self._result: RunResult | None = None
 
     def epoch_recorded(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing to do before the end."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the result, unless no epoch was validated or this was a ``fast_dev_run``."""
+        """Writes the result."""
         log_dir = trainer.log_dir  # on every rank: Lightning broadcasts it
-        validated = any(row.val_acc is not None for row in self.epochs)
-        if not trainer.is_global_zero or not validated or getattr(trainer, "fast_dev_run", False):
+        fast = bool(getattr(trainer, "fast_dev_run", False))
+        if not trainer.is_global_zero or fast or not scored(self.epochs, self.score):
             return
         has_logs = trainer.logger is not None and log_dir is not None
         seed = os.environ.get("PL_GLOBAL_SEED")
-        result = RunResult(
+        self._result = RunResult(
             name=self.name or str(trainer.logger.name if trainer.logger is not None else type(pl_module).__name__),
             seed=None if seed is None else int(seed),
             parameters=sum(parameter.numel() for parameter in pl_module.parameters()),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             log_dir=str(log_dir) if has_logs else "",
             epochs=tuple(self.epochs),
+            score=self.score,
+            precision=str(trainer.precision),
+            protocol=getattr(getattr(trainer, "datamodule", None), "protocol", ""),
         )
-        if has_logs:
-            result.save(Path(str(log_dir)) / "result.json")
-        add_to_scoreboard(self.path, result)
+        self._write(self._result)
         if self.show:
             pl_module.print(f"\nScoreboard ({self.path})\n{scoreboard_table(read_scoreboard(self.path))}\n")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Adds the figures of the test set to the result of the fit before."""
+        if self._result is not None:
+            test = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("test/")}
+            self._write(dataclasses.replace(self._result, test=test))
+
+    def _write(self, result: RunResult) -> None:
+        if result.log_dir:
+            result.save(Path(result.log_dir) / "result.json")
+        add_to_scoreboard(self.path, result)

@@ -27,7 +27,9 @@ class CIFAR100DataModule(ImagesDataModule):
         num_workers: see there.
 
     Raises:
-        ValueError: a folder or an image is missing or unreadable, at construction where no image needs decoding.
+        ValueError: an argument is out of range. What is wrong with a tree is said when ``num_classes`` or
+            ``image_size`` is first read, which the command line does before it builds the network, and what is wrong
+            with an image in ``prepare_data``.
     """
 
     def __init__(

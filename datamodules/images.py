@@ -1,7 +1,7 @@
 """What the image data modules share: validation protocols, loaders, and the order of samples."""
 
 import os
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Any, Literal, get_args
 
 import torch
@@ -22,7 +22,7 @@ Protocol = Literal["holdout", "test"]
 Batch = tuple[Tensor, Tensor]
 
 
-class ImagesDataModule(LightningDataModule):
+class ImagesDataModule(LightningDataModule, ABC):
     """Batches of images (B, 3, H, W) float32 in [0, 1] with classes (B,) int64.
 
     The order of samples and their augmentation follow the run's seed (``seed_everything``) and the epoch; they are
@@ -65,6 +65,7 @@ class ImagesDataModule(LightningDataModule):
         self.augmentation = augmentation
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self._seed = 0
         self._splits: dict[str, LabelledImages] = {}
 
     @abstractmethod
@@ -73,6 +74,8 @@ class ImagesDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Loads what the stage reads: ``fit``, ``validate``, ``test`` or ``predict``."""
+        # on all ranks at once, unlike the loaders, which a single rank may ask for
+        self._seed = self.trainer.strategy.broadcast(torch.initial_seed()) if self.trainer else torch.initial_seed()
         wanted = {"fit": {"train", "val"}, "validate": {"val"}, "test": {"test"}, "predict": {"test"}}[stage]
         if self.protocol == "holdout" and wanted & {"train", "val"} and "train" not in self._splits:
             train = self.load("train")
@@ -105,13 +108,17 @@ class ImagesDataModule(LightningDataModule):
         return self._loader("test")
 
     def _loader(self, split: str, train: bool = False) -> DataLoader[Batch]:
-        ranks, rank, local_ranks, seed = self._place()
+        ranks, rank, local_ranks = 1, 0, 1
+        if self.trainer is not None:
+            ranks, rank, local_ranks = self.trainer.world_size, self.trainer.global_rank, self.trainer.num_devices
+        data, seed = self._splits[split], self._seed
         if self.batch_size % ranks:
             raise ValueError(f"batch_size is over all ranks and must be a multiple of {ranks}, got {self.batch_size}")
-        data = self._splits[split]
+        if len(data.labels) < ranks:
+            raise ValueError(f"the {split} set of {len(data.labels)} images is too small for {ranks} ranks")
         augment = augmentation(self.augmentation, self.image_size) if train else None
         sampler = EpochSampler(len(data.labels), shuffle=train, even=train, seed=seed, num_replicas=ranks, rank=rank)
-        workers = min(8, max(1, _cores() // local_ranks)) if self.num_workers == "auto" else self.num_workers
+        workers = min(8, max(1, _cores() // max(1, local_ranks))) if self.num_workers == "auto" else self.num_workers
         return DataLoader(
             ImageDataset(data, augment, seed),
             batch_size=self.batch_size // ranks,
@@ -122,13 +129,6 @@ class ImagesDataModule(LightningDataModule):
             collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),
         )
-
-    def _place(self) -> tuple[int, int, int, int]:
-        """Ranks, this rank, ranks on this machine, and the run's seed."""
-        if self.trainer is None:
-            return 1, 0, 1, torch.initial_seed()
-        seed: int = self.trainer.strategy.broadcast(torch.initial_seed())
-        return self.trainer.world_size, self.trainer.global_rank, max(1, self.trainer.num_devices), seed
 
 
 def _as_it_is(batch: Any) -> Any:

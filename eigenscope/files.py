@@ -21,6 +21,8 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         aside.chmod(0o666 & ~umask)  # mkstemp makes it private to this user
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())  # or a power cut could leave the new name with nothing behind it
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)

@@ -6,10 +6,15 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_modules.mean_loss import MeanLoss
+
+_STAGES = ("train", "val", "test")
 
 
 class ImageClassificationModule(LightningModule):
@@ -17,7 +22,8 @@ class ImageClassificationModule(LightningModule):
 
     Logs ``{train,val,test}/{loss,acc,acc5}`` once an epoch, over all ranks (loss in nats, accuracies as fractions;
     training figures are taken in training mode while the weights move, as usual), ``train/loss_step`` every few
-    steps, and ``gap/acc``, training minus validation accuracy. With fewer than five classes ``acc5`` is always 1.
+    steps, and with each validation ``val/gap``, training accuracy of the epoch so far minus validation accuracy. With
+    fewer than five classes ``acc5`` is always 1.
 
     Args:
         net: the network; it must have the attribute ``num_classes``.
@@ -59,7 +65,8 @@ class ImageClassificationModule(LightningModule):
         self.label_smoothing = label_smoothing
         self.compile_net = compile_net
         # the keys end in "_" because a ModuleDict takes no key that a Module has as an attribute, as in "train"
-        self.metrics = nn.ModuleDict({f"{stage}_": _metrics(num_classes) for stage in ("train", "val", "test")})
+        self.losses = nn.ModuleDict({f"{stage}_": MeanLoss() for stage in _STAGES})
+        self.accuracies = nn.ModuleDict({f"{stage}_": _accuracies(num_classes) for stage in _STAGES})
 
     def configure_model(self) -> None:
         """Compiles the network if asked to."""
@@ -73,10 +80,23 @@ class ImageClassificationModule(LightningModule):
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
+        self._check_length(scheduler)
         schedule: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_interval}
         if isinstance(scheduler, ReduceLROnPlateau):
             schedule["monitor"] = getattr(scheduler, "monitor", "val/loss")
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def _check_length(self, scheduler: Any) -> None:
+        """A schedule of fixed length raises when it is stepped past its end, which is late to find out."""
+        steps = getattr(scheduler, "total_steps", None)
+        if steps is None or self._trainer is None:
+            return
+        wanted = self.trainer.estimated_stepping_batches if self.lr_interval == "step" else self.trainer.max_epochs
+        if wanted is not None and steps < wanted:
+            raise ValueError(
+                f"lr_scheduler {type(scheduler).__name__} has {steps} steps, but the run takes {wanted} (lr_interval "
+                f"is {self.lr_interval!r}): make it as long as the run"
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes)."""
@@ -102,29 +122,31 @@ class ImageClassificationModule(LightningModule):
         logits: Tensor = self(batch[0])
         return logits.float().softmax(-1)
 
-    def on_train_epoch_end(self) -> None:
-        """Logs the gap between training and validation accuracy, where the epoch was validated."""
-        logged = self.trainer.callback_metrics
-        if "val/acc" in logged:
-            self.log("gap/acc", logged["train/acc"] - logged["val/acc"], sync_dist=True)
+    def on_validation_epoch_end(self) -> None:
+        """Logs the gap between training and validation accuracy, if this validation belongs to a training."""
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            train, val = (cast(MulticlassAccuracy, self._accuracies(stage)["acc"]) for stage in ("train", "val"))
+            self.log("val/gap", train.compute() - val.compute())  # both are over all ranks already
+
+    def _accuracies(self, stage: str) -> MetricCollection:
+        return cast(MetricCollection, self.accuracies[f"{stage}_"])
 
     def _step(self, stage: str, batch: tuple[Tensor, Tensor], label_smoothing: float = 0.0) -> Tensor:
         images, labels = batch
         logits = self(images).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        metrics = cast(MetricCollection, self.metrics[f"{stage}_"])
-        for name, metric in metrics.items():
-            if name == "loss":
-                metric.update(loss.detach(), weight=len(labels))
-            else:
-                metric.update(logits.detach(), labels)
+        mean_loss = cast(MeanLoss, self.losses[f"{stage}_"])
+        mean_loss.update(loss, len(labels))
+        self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True)
+        for name, metric in self._accuracies(stage).items():
+            metric.update(logits.detach(), labels)
             self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, prog_bar=name == "acc")
         return loss
 
 
-def _metrics(num_classes: int) -> MetricCollection:
+def _accuracies(num_classes: int) -> MetricCollection:
     def top(k: int) -> MulticlassAccuracy:
         return MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro", validate_args=False)
 
-    # no compute groups: torchmetrics would take the two accuracies, equal on a first batch, for one
-    return MetricCollection({"loss": MeanMetric(), "acc": top(1), "acc5": top(5)}, compute_groups=False)
+    # no compute groups: torchmetrics would take the two, equal on a first batch, for one
+    return MetricCollection({"acc": top(1), "acc5": top(5)}, compute_groups=False)

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,21 +57,24 @@ def test_fit_leaves_logs_a_table_a_result_and_a_board(tmp_path, capsys):
     assert [row.epoch for row in result.epochs] == [1, 2]
     assert result.seed == 0
     assert result.parameters == sum(p.numel() for p in run.model.parameters())
-    header, *lines = [line for line in printed.splitlines() if "train %" in line or line.startswith("     ")][:3]
-    assert header.split()[:3] == ["epoch", "train", "%"]
-    for line, row in zip(lines, result.epochs, strict=True):
-        cells = line.split()
-        assert cells[:3] == [str(row.epoch), f"{100 * row.train_acc:.2f}", f"{100 * row.val_acc:.2f}"]
-        assert cells[4] == f"{100 * (row.train_acc - row.val_acc):+.2f}"
+    lines = printed.splitlines()
+    start = next(number for number, line in enumerate(lines) if "train acc %" in line)
+    for line, row in zip(lines[start + 1 : start + 3], result.epochs, strict=True):
+        cells, train, val = line.split(), row.metrics["train/acc"], row.metrics["val/acc"]
+        assert cells[:3] == [str(row.epoch), f"{100 * train:.2f}", f"{100 * val:.2f}"]
+        assert cells[4] == f"{100 * (train - val):+.2f}"
+        assert row.metrics["val/gap"] == pytest.approx(train - val, abs=1e-6)
     assert cells[5:7] == [f"{100 * result.best[0]:.2f}", str(result.best[1])]
+    assert (result.protocol, result.precision, result.test) == ("test", "32-true", {})
     assert "Scoreboard (runs/scoreboard.csv)" in printed
     (row,) = read_scoreboard(tmp_path / "runs" / "scoreboard.csv")
     assert row["name"] == "demo"
     assert row["log_dir"] == str(log_dir)
     events = EventAccumulator(str(log_dir)).Reload()
     tags = {f"{stage}/{name}" for stage in ("train", "val") for name in ("loss", "acc", "acc5")}
-    assert tags | {"gap/acc", "train/loss_step", "lr-AdamW"} <= set(events.Tags()["scalars"])
-    assert [e.value for e in events.Scalars("val/acc")] == pytest.approx([row.val_acc for row in result.epochs])
+    assert tags | {"val/gap", "train/loss_step", "lr-AdamW"} <= set(events.Tags()["scalars"])
+    logged = [event.value for event in events.Scalars("val/acc")]
+    assert logged == pytest.approx([row.metrics["val/acc"] for row in result.epochs])
     assert "💡" not in printed
 
 
@@ -117,7 +121,36 @@ def test_a_resumed_run_keeps_its_table(tmp_path, capsys):
     resumed = fit(tmp_path, "--ckpt_path", str(last), epochs=3)
     results = [RunResult.load(Path(run.trainer.log_dir) / "result.json") for run in (whole, resumed)]
     assert [row.epoch for row in results[1].epochs] == [1, 2, 3]
-    assert [row.val_acc for row in results[1].epochs] == [row.val_acc for row in results[0].epochs]
+    for one, other in zip(*(result.epochs for result in results), strict=True):
+        assert one.metrics["val/acc"] == other.metrics["val/acc"]
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_holdout_chooses_the_epoch_and_reads_the_test_set_once(tmp_path):
+    fit(tmp_path, "--data.init_args.protocol=holdout", "--data.init_args.holdout_fraction=0.5")
+    log_dir = tmp_path / "runs" / "demo" / "version_0"
+    result = RunResult.load(log_dir / "result.json")
+    best = str(log_dir / "checkpoints" / "best.ckpt")
+    tested = cli.main(["test", "--config", str(log_dir / "config.yaml"), "--ckpt_path", best, "--trainer.logger=false"])
+    assert result.protocol == "holdout"
+    for name in ("loss", "acc", "acc5"):
+        figure = float(tested.trainer.callback_metrics[f"test/{name}"])
+        assert result.test[f"test/{name}"] == pytest.approx(figure, rel=1e-5)
+    (row,) = read_scoreboard(tmp_path / "runs" / "scoreboard.csv")
+    assert float(row["test"]) == pytest.approx(result.test_score)
+
+
+def test_epochs_without_validation_have_no_validation_figures(tmp_path):
+    fit(tmp_path, "--trainer.check_val_every_n_epoch=2", epochs=3)
+    result = RunResult.load(tmp_path / "runs" / "demo" / "version_0" / "result.json")
+    assert ["val/acc" in row.metrics for row in result.epochs] == [False, True, False]
+    assert ["val/gap" in row.metrics for row in result.epochs] == [False, True, False]
+
+
+def test_a_schedule_shorter_than_the_run_is_refused_before_training(tmp_path):
+    with pytest.raises(ValueError, match=r"OneCycleLR has 2 steps, but the run takes 8 \(lr_interval is 'step'\)"):
+        fit(tmp_path, *(f"--model.init_args.lr_scheduler.init_args.{x}" for x in ("epochs=1", "steps_per_epoch=2")))
+    assert not (tmp_path / "runs" / "scoreboard.csv").exists()
 
 
 def test_without_a_logger_nothing_is_written_to_the_working_directory(tmp_path):
@@ -131,9 +164,18 @@ def test_bf16_falls_back_aloud_where_it_is_emulated(tmp_path, capsys, monkeypatc
     monkeypatch.setattr(cli, "has_bf16", lambda device: False)
     run = fit(tmp_path, "--trainer.precision=bf16-mixed", epochs=1)
     assert run.trainer.precision == "32-true"
-    assert "Precision bf16-mixed was asked for, but this cpu only emulates it" in capsys.readouterr().out
+    assert "bf16-mixed was asked for, but this cpu only emulates it: using 32-true" in capsys.readouterr().out
     saved = yaml.safe_load((Path(run.trainer.log_dir) / "config.yaml").read_text())
     assert saved["trainer"]["precision"] == "32-true"
+
+
+def test_an_error_keeps_the_words_of_the_class_that_found_it(tmp_path, make_tree):
+    root = make_tree()
+    image = root / "train" / "class00" / "000.png"
+    image.write_bytes(b"not an image")
+    data = ["--data=CIFAR100DataModule", "--data.init_args.source=folder", f"--data.init_args.root={root}"]
+    with pytest.raises(cli.ConfigurationError, match=f"^{re.escape(str(image))} is not a readable image"):
+        cli.main(["fit", "--config", DEMO, *data])
 
 
 def test_a_refused_value_is_one_sentence_at_the_command_line(tmp_path):
@@ -176,31 +218,33 @@ def test_compare_trains_each_arm_and_seed_once(tmp_path, capfd):
     }
     assert {result.seed for result in results.values()} == {0, 1}
     mean = sum(results["demo_svd", seed].best[0] - results["demo", seed].best[0] for seed in (0, 1)) / 2
-    assert taps.best_difference.points == pytest.approx(100 * mean)
+    assert taps.best.difference.mean == pytest.approx(100 * mean)
     assert taps.parameters > base.parameters
     for word in ("Head-to-head", "demo_svd − demo", "[4/4] demo_svd seed 1", " left", "Scoreboard (runs/scoreboard"):
         assert word in first
     saved = json.loads((tmp_path / "study" / "demo-vs-demo_svd.json").read_text())
-    assert saved["arms"][1]["best_difference"]["points"] == taps.best_difference.points
+    assert saved["arms"][1]["best"]["difference"]["mean"] == taps.best.difference.mean
     assert (tmp_path / "study" / "demo-vs-demo_svd.txt").read_text().strip() in first
 
     assert compare(tmp_path, "--seeds", "0", "1") == [base, taps]
     second = capfd.readouterr().out
     assert second.count("already finished") == 4
-    assert "train %" not in second
+    assert "train acc %" not in second
 
 
 def test_compare_trains_again_what_changed_or_did_not_finish(tmp_path, capfd):
     compare(tmp_path, arms=(DEMO,))
-    (unfinished,) = (tmp_path / "study" / "demo").iterdir()
-    (unfinished / "result.json").unlink()
-    (unfinished / "half").write_text("left behind")
+    (result,) = (tmp_path / "study" / "demo").glob("*/result.json")
+    result.unlink()
+    (result.parent / "half").write_text("left behind")
     compare(tmp_path, arms=(DEMO,))
-    assert not (unfinished / "half").exists()
+    assert result.exists()
+    assert not (result.parent / "half").exists()
+    assert (result.parent.with_name(f"{result.parent.name}-unfinished0") / "half").exists()
     capfd.readouterr()
     compare(tmp_path, "--data.init_args.seed=1", arms=(DEMO,))
     assert "already finished" not in capfd.readouterr().out
-    assert len(list((tmp_path / "study" / "demo").iterdir())) == 2
+    assert len(list((tmp_path / "study" / "demo").glob("*/result.json"))) == 2
 
 
 def test_compare_layers_files_of_one_arm(tmp_path, capfd):
@@ -209,7 +253,7 @@ def test_compare_layers_files_of_one_arm(tmp_path, capfd):
     args = ["compare", "--config", DEMO, str(layer), "--dir", "study", *small(tmp_path, epochs=1)]
     (arm,) = cli.main(args)
     assert arm.name == "demo+smooth"
-    asked = yaml.safe_load(next((tmp_path / "study" / arm.name).glob("*/asked.yaml")).read_text())
+    asked = yaml.safe_load(next((tmp_path / "study" / arm.name).glob("*.yaml")).read_text())
     assert asked["model"]["init_args"]["label_smoothing"] == 0.1
 
 
@@ -220,6 +264,10 @@ def test_compare_layers_files_of_one_arm(tmp_path, capfd):
         (["--config", DEMO, "--seeds", "1", "1"], "every seed once"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--config", DEMO, "--trainer.max_epoch", "3"], "max_epoch"),
+        (["--config", DEMO, "--seed_everything=5"], "give the seeds with --seeds"),
+        (["--config", DEMO, "--trainer.logger", "false"], "arm demo: trainer.logger must be one TensorBoardLogger"),
+        (["--config", DEMO, "--trainer.callbacks", "EpochTable"], "arm demo: trainer.callbacks must hold one Scoreb"),
+        (["--config", DEMO, "--trainer.fast_dev_run", "true"], "arm demo: trainer.fast_dev_run leaves no result"),
         ([], "--config"),
     ],
 )
@@ -231,13 +279,16 @@ def test_compare_refuses_bad_arguments_before_training(tmp_path, capfd, args, me
 
 
 def test_compare_stops_at_a_run_that_fails_and_says_how_to_repeat_it(tmp_path, capfd):
-    with pytest.raises(SystemExit, match=r"demo seed 0 failed with exit code 1.*-m cli fit --config .*asked\.yaml"):
+    with pytest.raises(
+        SystemExit, match=r"demo seed 0 failed with exit code 1.*-m cli fit --config \S*\.yaml --trainer"
+    ):
         compare(tmp_path, f"{NET}.patch_size=5", arms=(DEMO,))
     assert "patch_size must divide" in capfd.readouterr().err
 
 
-def test_compare_is_not_for_torchrun(tmp_path, monkeypatch, capfd):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_compare_is_not_for_torchrun(tmp_path, monkeypatch, capfd, variable):
+    monkeypatch.setenv(variable, "2")
     with pytest.raises(SystemExit):
         compare(tmp_path, arms=(DEMO,))
     assert "not under torchrun" in capfd.readouterr().err

@@ -73,6 +73,13 @@ def test_the_demo_arms_differ_in_their_taps_alone():
     assert plain == tapped
 
 
+def test_the_demos_schedule_is_as_long_as_its_run():
+    config = resolved("demo")
+    data, schedule = config["data"]["init_args"], config["model"]["init_args"]["lr_scheduler"]["init_args"]
+    assert schedule["epochs"] == config["trainer"]["max_epochs"]
+    assert schedule["steps_per_epoch"] == data["train_size"] // data["batch_size"]
+
+
 def test_the_baseline_config_builds_the_published_network():
     net = resolved("deit_baseline")["model"]["init_args"]["net"]["init_args"]
     assert sum(p.numel() for p in DeiT(**net).parameters()) == 21_526_372

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,12 @@ ARGUMENTS = [
     str(CONFIGS / "demo_svd.yaml"),
     "--model.init_args.net.init_args.width=16",
     "--model.init_args.net.init_args.num_heads=2",
+    # singular vectors of nearly equal values magnify rounding, which differs with the size of a batch
+    "--model.init_args.net.init_args.taps.features=gram_diagonal",
     # AdamW's first steps follow the sign of a gradient, even where that is rounding
     "--model.init_args.optimizer=torch.optim.SGD",
     "--model.init_args.optimizer.init_args.lr=0.1",
+    "--model.init_args.lr_scheduler=null",
     "--data.init_args.train_size=202",
     "--data.init_args.test_size=101",  # not a multiple of the ranks: no image may be counted twice
     "--data.init_args.batch_size=50",
@@ -41,20 +45,21 @@ def fit(folder, ranks):
     return done.stdout, torch.load(checkpoint, weights_only=True)
 
 
-@pytest.mark.timeout(300)
+def _named(name, message):
+    return f"{name}: {message}"
+
+
 def test_two_ranks_equal_one_at_the_same_global_batch(tmp_path):
     _, one = fit(tmp_path / "one", 1)
     printed, two = fit(tmp_path / "two", 2)
+    assert one["state_dict"]["net.head.4.bias"].abs().max() > 1e-3  # it began at zero
     for name, value in one["state_dict"].items():
-        torch.testing.assert_close(
-            two["state_dict"][name], value, atol=1e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(two["state_dict"][name], value, atol=1e-5, rtol=1e-4, msg=partial(_named, name))
     results = [
         RunResult.load(tmp_path / name / "runs" / "demo_svd" / "version_0" / "result.json") for name in ("one", "two")
     ]
     for a, b in zip(results[0].epochs, results[1].epochs, strict=True):
-        assert b.loss == pytest.approx(a.loss, rel=1e-4)
-        assert b.val_acc == pytest.approx(a.val_acc, abs=1e-6)
-        assert b.train_acc == pytest.approx(a.train_acc, abs=1e-6)
-    assert printed.count("train %") == 1
+        for name in ("train/loss", "val/loss", "train/acc", "val/acc", "val/acc5", "val/gap"):
+            assert b.metrics[name] == pytest.approx(a.metrics[name], rel=1e-5, abs=1e-6), name
+    assert printed.count("train acc %") == 1
     assert len(read_scoreboard(tmp_path / "two" / "runs" / "scoreboard.csv")) == 1

@@ -1,6 +1,6 @@
 """Labelled uint8 images in memory as a data set that yields whole batches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,7 +26,8 @@ class LabelledImages(NamedTuple):
 class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
     """Images with values in [0, 1], augmented by random numbers that depend on (seed, epoch, sample) alone.
 
-    A loader asks for a whole batch by :class:`~eigenscope.data.EpochIndex`, so its ``collate_fn`` is the identity.
+    A loader asks for a whole batch by :class:`~eigenscope.data.EpochIndex`, so its ``collate_fn`` is the identity. A
+    plain integer stands for a sample of epoch 0.
 
     Args:
         data: images and labels.
@@ -43,14 +44,15 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         """Number of images."""
         return len(self.data.labels)
 
-    def __getitem__(self, key: EpochIndex) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, key: EpochIndex | int) -> tuple[Tensor, Tensor]:
         """One image (3, H, W) float32 and its class, a scalar int64."""
         images, labels = self.__getitems__([key])
         return images[0], labels[0]
 
-    def __getitems__(self, keys: list[EpochIndex]) -> tuple[Tensor, Tensor]:
+    def __getitems__(self, keys: Sequence[EpochIndex | int]) -> tuple[Tensor, Tensor]:
         """A batch: (B, 3, H, W) float32 in [0, 1] and (B,) int64."""
-        epochs, samples = torch.tensor(keys).unbind(1)
+        pairs = [key if isinstance(key, tuple) else EpochIndex(0, key) for key in keys]
+        epochs, samples = torch.tensor(pairs).unbind(1)
         images, labels = self.data.subset(samples)
         if self.augment is not None:
             seeds = random_bits(stream_key(self.seed), (epochs << 32) + samples, count=1)[:, 0]

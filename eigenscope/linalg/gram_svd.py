@@ -46,6 +46,7 @@ def gram_svd(
     Raises:
         ValueError: A has fewer than two dimensions, is empty, complex or integer, or an option is not one of those
             named above.
+        torch.linalg.LinAlgError: an entry of A is not finite.
     """
     if A.ndim < 2 or 0 in A.shape[-2:] or not A.is_floating_point():
         raise ValueError(f"A must be real matrices (..., m, n) with m, n >= 1, got {A.dtype} of shape {tuple(A.shape)}")

@@ -5,6 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 
 _MATRICES_PER_THREAD = 32  # about 1 ms of work at 32×32, ten times what starting a thread costs
 
@@ -12,8 +14,9 @@ _MATRICES_PER_THREAD = 32  # about 1 ms of work at 32×32, ten times what starti
 def eigh(A: Tensor) -> tuple[Tensor, Tensor]:
     """As ``torch.linalg.eigh``: eigenvalues (..., n) ascending and vectors (..., n, n) of symmetric matrices.
 
-    On a CPU torch hands LAPACK one matrix after the other from one thread. Here the batch is shared among
-    ``torch.get_num_threads()`` threads; each matrix is treated alone, so the results are the same to the bit.
+    On a CPU torch hands LAPACK one matrix after the other from one thread. Where no gradient is recorded, the batch is
+    shared here among ``torch.get_num_threads()`` threads; each matrix is treated alone, so the results are the same to
+    the bit.
     """
     values, vectors = _in_threads(torch.linalg.eigh, A)
     return values, vectors
@@ -25,17 +28,24 @@ def eigvalsh(A: Tensor) -> Tensor:
     return values
 
 
+def _is_plain(A: Tensor) -> bool:
+    """Whether nothing but numbers is asked for: gradients and transforms such as vmap are bound to their thread."""
+    return (
+        A.device.type == "cpu"
+        and type(A) is Tensor
+        and not torch.is_grad_enabled()
+        and not is_functorch_wrapped_tensor(A)
+        and forward_ad.unpack_dual(A).tangent is None  # type: ignore[no-untyped-call]
+    )
+
+
 def _in_threads(function: Callable[[Tensor], tuple[Tensor, ...]], A: Tensor) -> tuple[Tensor, ...]:
+    if torch.compiler.is_compiling():
+        return tuple(function(A))
     batch = A.shape[:-2]
     threads = min(torch.get_num_threads(), batch.numel() // _MATRICES_PER_THREAD)
-    if A.device.type != "cpu" or threads < 2 or torch.compiler.is_compiling():
+    if threads < 2 or not _is_plain(A):
         return tuple(function(A))
-    grad = torch.is_grad_enabled()  # a property of the thread
-
-    def work(chunk: Tensor) -> tuple[Tensor, ...]:
-        with torch.set_grad_enabled(grad):
-            return function(chunk)
-
-    with ThreadPoolExecutor(threads) as pool:
-        parts = list(pool.map(work, A.flatten(0, -3).chunk(threads)))
+    with ThreadPoolExecutor(threads, initializer=torch.set_grad_enabled, initargs=(False,)) as pool:
+        parts = list(pool.map(function, A.flatten(0, -3).chunk(threads)))
     return tuple(torch.cat(factor).reshape(*batch, *factor[0].shape[1:]) for factor in zip(*parts, strict=True))

@@ -1,7 +1,7 @@
 """Networks, and the probes through which their inner tensors are observed."""
 
 from eigenscope.nn.deit import DeiT
-from eigenscope.nn.probe import Probe, observe, probes
+from eigenscope.nn.probe import Probe, observe, probes, watch
 from eigenscope.nn.taps import SVDTaps, TapConfig, tap_features
 
-__all__ = ["DeiT", "Probe", "SVDTaps", "TapConfig", "observe", "probes", "tap_features"]
+__all__ = ["DeiT", "Probe", "SVDTaps", "TapConfig", "observe", "probes", "tap_features", "watch"]

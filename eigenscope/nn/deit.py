@@ -113,6 +113,8 @@ class DeiT(nn.Module):
             raise ValueError(f"patch_size must divide image_size {image_size}, got {patch_size}")
         if width % num_heads:
             raise ValueError(f"num_heads must divide width {width}, got {num_heads}")
+        if mlp_ratio * width < 1:
+            raise ValueError(f"mlp_ratio must be positive, got {mlp_ratio}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         self.image_size, self.num_classes = image_size, num_classes
@@ -156,7 +158,7 @@ class DeiT(nn.Module):
                 tapped.append(x[:, 1:])
         summary = self.norm(x[:, 0])
         if self.taps is not None:
-            summary = torch.cat([summary, self.taps(tapped)], dim=-1)
+            summary = torch.cat([summary, self.taps(tapped).to(summary.dtype)], dim=-1)
         logits: Tensor = self.head(summary)
         return logits
 

@@ -7,6 +7,7 @@ module tree). Whoever wants the tensor attaches a watcher for the length of a ``
         net(images)
     seen["blocks.0.attention.keys"]  # (B, heads, tokens, head width)
 
+:func:`watch` is the same with a function of one's own, which may put another tensor in the place of the one it sees.
 With no watcher a probe costs one call, and nothing in a compiled network: ``torch.compile`` guards on the watchers,
 so it recompiles when the first one arrives and returns to the unwatched graph when the last one leaves. Forward
 hooks are not used because a compiled network may ignore a hook that is registered after compilation.
@@ -15,6 +16,7 @@ hooks are not used because a compiled network may ignore a hook that is register
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -60,6 +62,28 @@ def probes(module: nn.Module, *patterns: str) -> dict[str, Probe]:
 
 
 @contextmanager
+def watch(module: nn.Module, *patterns: str, watcher: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+    """Attaches a watcher to every matching probe while the block runs; arguments as in :func:`probes`.
+
+    Args:
+        module: see there.
+        patterns: see there.
+        watcher: called with a probe's name and its tensor; what it returns goes on in the tensor's place.
+
+    Raises:
+        ValueError: a pattern matches no probe.
+    """
+    attached = [(probe, partial(watcher, name)) for name, probe in probes(module, *patterns).items()]
+    for probe, named in attached:
+        probe.watchers = (*probe.watchers, named)
+    try:
+        yield
+    finally:
+        for probe, named in attached:
+            probe.watchers = tuple(watcher for watcher in probe.watchers if watcher is not named)
+
+
+@contextmanager
 def observe(module: nn.Module, *patterns: str) -> Iterator[dict[str, Tensor]]:
     """Collects the latest tensor of every matching probe while the block runs; arguments as in :func:`probes`.
 
@@ -71,18 +95,9 @@ def observe(module: nn.Module, *patterns: str) -> Iterator[dict[str, Tensor]]:
     """
     seen: dict[str, Tensor] = {}
 
-    def recorder(name: str) -> Callable[[Tensor], Tensor]:
-        def record(x: Tensor) -> Tensor:
-            seen[name] = x
-            return x
+    def record(name: str, x: Tensor) -> Tensor:
+        seen[name] = x
+        return x
 
-        return record
-
-    attached = [(probe, recorder(name)) for name, probe in probes(module, *patterns).items()]
-    for probe, record in attached:
-        probe.watchers = (*probe.watchers, record)
-    try:
+    with watch(module, *patterns, watcher=record):
         yield seen
-    finally:
-        for probe, record in attached:
-            probe.watchers = tuple(watcher for watcher in probe.watchers if watcher is not record)

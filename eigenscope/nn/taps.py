@@ -11,6 +11,7 @@ from eigenscope.linalg import fix_signs, gram_svd
 from eigenscope.nn.probe import Probe
 
 FeatureKind = Literal["svd", "svd_raw", "gram_diagonal", "pooled", "zeros"]
+_KINDS = get_args(FeatureKind)
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class TapConfig:
             raise ValueError(f"taps.layers must be 1-based and strictly increasing, got {list(self.layers)}")
         if self.rank < 1:
             raise ValueError(f"taps.rank must be at least 1, got {self.rank}")
-        if self.features not in get_args(FeatureKind):
-            raise ValueError(f"taps.features must be one of {', '.join(get_args(FeatureKind))}, got {self.features!r}")
+        if self.features not in _KINDS:
+            raise ValueError(f"taps.features must be one of {', '.join(_KINDS)}, got {self.features!r}")
 
 
 def tap_features(tokens: Tensor, kind: FeatureKind) -> Tensor:
@@ -65,7 +66,14 @@ def tap_features(tokens: Tensor, kind: FeatureKind) -> Tensor:
 
     Returns:
         (..., 2k + 2), finite, the dtype of ``tokens``.
+
+    Raises:
+        ValueError: the kind is unknown, or there are too few tokens for it.
     """
+    if kind not in _KINDS:
+        raise ValueError(f"kind must be one of {', '.join(_KINDS)}, got {kind!r}")
+    if kind.startswith("svd") and tokens.shape[-2] < tokens.shape[-1]:
+        raise ValueError(f"tokens must be (..., N, k) with N ≥ k for kind {kind!r}, got shape {tuple(tokens.shape)}")
     tokens = torch.nan_to_num(tokens, nan=0.0, posinf=0.0, neginf=0.0)
     blank = torch.zeros_like(tokens[..., 0, :])
     if kind == "zeros":
@@ -99,7 +107,8 @@ class SVDTaps(nn.Module):
     """Projects the tokens of several layers and turns them into features, all layers in one stacked decomposition.
 
     The features carry no gradient, so the projections could never learn: they are frozen parameters, counted and
-    saved but not trained. Everything runs in float32 outside autocast.
+    saved but not trained. Everything runs in float32 outside autocast; on CUDA, products follow
+    ``torch.set_float32_matmul_precision``, whose default ``highest`` is what the features are tested at.
 
     Probes: ``inputs.i`` (B, N, width), the tokens that tap i reads, with their gradient; ``projected``
     (taps, B, N, rank) float32, without.

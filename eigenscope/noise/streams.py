@@ -5,8 +5,6 @@ batch asks for them. The generator is SplitMix64 (Steele, Lea and Flood, *Fast s
 generators*, OOPSLA 2014), which hashes a counter and therefore needs no state between calls.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -63,22 +61,11 @@ def random_bits(key: int, indices: Tensor, count: int) -> Tensor:
 
 
 def uniform(key: int, indices: Tensor, count: int) -> Tensor:
-    """Uniform numbers in the open interval (0, 1), on a grid of step 2^-23; arguments as in :func:`random_bits`.
+    """Uniform numbers in the open interval (0, 1), at the midpoints of 2^23 equal cells.
+
+    Arguments as in :func:`random_bits`.
 
     Returns:
         (N, count) float32.
     """
     return (_shift_right(random_bits(key, indices, count), 41).to(torch.float32) + 0.5) * 2.0**-23
-
-
-def normal(key: int, indices: Tensor, count: int) -> Tensor:
-    """Standard normal numbers by the Box-Muller transform; arguments as in :func:`random_bits`.
-
-    Returns:
-        (N, count) float32.
-    """
-    pairs = (count + 1) // 2
-    u = uniform(key, indices, 2 * pairs)
-    radius = (-2 * u[:, :pairs].log()).sqrt()
-    angle = 2 * math.pi * u[:, pairs:]
-    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]

@@ -1,7 +1,7 @@
 """Results of runs: what one run leaves behind, the scoreboard over runs, and the comparison of arms."""
 
-from eigenscope.study.comparison import ArmSummary, Difference, compare_arms, comparison_table
-from eigenscope.study.result import EpochResult, RunResult
+from eigenscope.study.comparison import ArmSummary, Difference, Spread, compare_arms, comparison_table
+from eigenscope.study.result import EpochResult, RunResult, Score, scored
 from eigenscope.study.scoreboard import add_to_scoreboard, read_scoreboard, scoreboard_table
 from eigenscope.study.table import duration, text_table
 
@@ -10,11 +10,14 @@ __all__ = [
     "Difference",
     "EpochResult",
     "RunResult",
+    "Score",
+    "Spread",
     "add_to_scoreboard",
     "compare_arms",
     "comparison_table",
     "duration",
     "read_scoreboard",
     "scoreboard_table",
+    "scored",
     "text_table",
 ]

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -40,13 +39,11 @@ class PlannedRun:
     def plan(cls, arm: str, seed: int, config: Config, root: Path) -> "PlannedRun":
         """Places a run: the folder's name holds a digest of the configuration, wherever that wanted to log to."""
         config = copy.deepcopy(config) | {"seed_everything": seed}
-        loggers = config["trainer"].pop("logger")
+        logger = config["trainer"].pop("logger")
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
         version = f"seed{seed}-{digest}"
         place = {"save_dir": str(root), "name": arm, "version": version}
-        tensorboard = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger"}
-        options = loggers.get("init_args", {}) if isinstance(loggers, dict) and _is_tensorboard(loggers) else {}
-        config["trainer"]["logger"] = tensorboard | {"init_args": options | place}
+        config["trainer"]["logger"] = logger | {"init_args": logger["init_args"] | place}
         for scoreboard in _scoreboards(config):
             scoreboard["init_args"]["show"] = False  # once at the end instead of after every run
         return cls(arm, seed, config, root / arm / version)
@@ -57,43 +54,53 @@ class PlannedRun:
         return RunResult.load(path) if path.exists() else None
 
     def train(self) -> RunResult:
-        """Trains in a new process, in a folder emptied of an earlier attempt that did not finish.
+        """Trains in a new process; what an earlier attempt left that did not finish is renamed, not removed.
 
         If another ``compare`` is training the same run, waits for it and takes its result.
 
         Raises:
-            SystemExit: the run failed or left no result; the message holds the command that repeats it.
+            SystemExit: the run failed or left no result; the message holds a command that shows it.
         """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder.with_name(f".{self.folder.name}.lock")):
             return self.finished() or self._train()
 
     def _train(self) -> RunResult:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir()
-        asked = self.folder / "asked.yaml"
+        if self.folder.exists():
+            number = sum(1 for _ in self.folder.parent.glob(f"{self.folder.name}-unfinished*"))
+            self.folder.rename(self.folder.with_name(f"{self.folder.name}-unfinished{number}"))
+        asked = self.folder.with_name(f"{self.folder.name}.yaml")
         asked.write_text(yaml.safe_dump(self.config, sort_keys=False))
         command = [sys.executable, "-m", "cli", "fit", "--config", str(asked)]
         code = subprocess.run(command, check=False).returncode
         if code:
-            repeat = shlex.join(command)
-            raise SystemExit(f"{self} failed with exit code {code}; finished runs are kept. To repeat it: {repeat}")
+            alone = shlex.join([*command, "--trainer.logger", "false"])
+            raise SystemExit(f"{self} failed with exit code {code}; finished runs are kept. To see it alone: {alone}")
         result = self.finished()
         if result is None:
-            raise SystemExit(f"{self} left no {self.folder / 'result.json'}: its callbacks must include Scoreboard")
+            raise SystemExit(f"{self} left no {self.folder / 'result.json'}: it never logged its Scoreboard's score")
         return result
 
     def __str__(self) -> str:
         return f"{self.arm} seed {self.seed}"
 
 
-def _is_tensorboard(logger: Config) -> bool:
-    return str(logger.get("class_path", "")).endswith("TensorBoardLogger")
-
-
 def _scoreboards(config: Config) -> list[Config]:
-    callbacks = config["trainer"].get("callbacks") or []
+    callbacks = config["trainer"]["callbacks"] or []
+    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
     return [callback for callback in callbacks if callback["class_path"] == "callbacks.Scoreboard"]
+
+
+def _unfit(config: Config) -> str | None:
+    """What keeps a configuration from being compared, said before anything is trained."""
+    logger = config["trainer"]["logger"]
+    if not isinstance(logger, dict) or not logger["class_path"].endswith("TensorBoardLogger"):
+        return "trainer.logger must be one TensorBoardLogger, whose place compare sets"
+    if len(_scoreboards(config)) != 1:
+        return "trainer.callbacks must hold one Scoreboard, which records the result"
+    if config["trainer"]["fast_dev_run"]:
+        return "trainer.fast_dev_run leaves no result to compare"
+    return None
 
 
 def compare_main(args: list[str], resolve: Callable[[list[str]], Config]) -> list[ArmSummary]:
@@ -134,12 +141,17 @@ def compare_main(args: list[str], resolve: Callable[[list[str]], Config]) -> lis
         parser.error(f"--config: every arm needs files of another name, got {' '.join(names)}")
     if len(set(options.seeds)) < len(options.seeds):
         parser.error(f"--seeds: every seed once, got {' '.join(map(str, options.seeds))}")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if any(override.partition("=")[0] == "--seed_everything" for override in overrides):
+        parser.error("--seed_everything: give the seeds with --seeds")
+    if any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")):
         parser.error("compare starts the processes of its runs itself: start it once, not under torchrun or srun")
 
     resolved = {}
     for name, files in zip(names, options.config, strict=True):
         resolved[name] = resolve([*(part for file in files for part in ("--config", file)), *overrides])
+        problem = _unfit(resolved[name])
+        if problem is not None:
+            parser.error(f"arm {name}: {problem}")
     runs = [PlannedRun.plan(name, seed, resolved[name], options.dir) for seed in options.seeds for name in names]
     results = _train_all(runs)
     summaries = compare_arms({name: {run.seed: result for run, result in results if run.arm == name} for name in names})

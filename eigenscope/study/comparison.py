@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from scipy.stats import t as student_t
 
-from eigenscope.study.result import RunResult
+from eigenscope.study.result import RunResult, Score
 from eigenscope.study.table import text_table
 
 CONFIDENCE = 0.95
@@ -15,45 +15,47 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of paired differences in percentage points, with the half-width of its confidence interval.
+    """Mean of paired differences with the half-width of its 95 % interval by Student's t; None with a single pair."""
 
-    ``half_width`` is of the 95 % interval by Student's t over the pairs; None with a single pair.
-    """
-
-    points: float
+    mean: float
     half_width: float | None
 
     @classmethod
     def paired(cls, arm: Sequence[float], reference: Sequence[float]) -> "Difference":
-        """Of two equally long sequences of accuracies (fractions), paired by position."""
-        differences = [100 * (a - b) for a, b in zip(arm, reference, strict=True)]
+        """Of two equally long sequences, paired by position."""
+        differences = [a - b for a, b in zip(arm, reference, strict=True)]
         mean = statistics.fmean(differences)
         if len(differences) == 1:
             return cls(mean, None)
         quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1))
         return cls(mean, quantile * statistics.stdev(differences) / math.sqrt(len(differences)))
 
-    def __str__(self) -> str:
-        if self.half_width is None:
-            return f"{self.points:+.2f} (one seed: no interval)"
-        return f"{self.points:+.2f} ({self.points - self.half_width:+.2f} to {self.points + self.half_width:+.2f})"
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation over seeds (None with one seed), and the difference to the first arm."""
+
+    mean: float
+    deviation: float | None
+    difference: Difference | None
 
 
 @dataclass(frozen=True)
 class ArmSummary:
-    """One arm over its seeds: accuracies are percentages, (mean, sample standard deviation or None with one seed).
+    """One arm over its seeds, in the score's own unit (accuracies as percentages).
 
-    The differences are to the first arm, None for the first arm itself.
+    ``test`` is None unless every run of every arm read the test set at its best epoch. Differences are to the first
+    arm, None for the first arm itself.
     """
 
     name: str
+    score: Score
     seeds: tuple[int, ...]
-    best: tuple[float, float | None]
-    last: tuple[float, float | None]
+    best: Spread
+    last: Spread
+    test: Spread | None
     parameters: int
     seconds_per_epoch: float
-    best_difference: Difference | None
-    last_difference: Difference | None
 
 
 def compare_arms(arms: Mapping[str, Mapping[int, RunResult]]) -> list[ArmSummary]:
@@ -63,65 +65,93 @@ def compare_arms(arms: Mapping[str, Mapping[int, RunResult]]) -> list[ArmSummary
         arms: name to (seed to result), every arm with the same seeds.
 
     Raises:
-        ValueError: there is no arm or no seed, or the arms have different seeds.
+        ValueError: there is no arm or no seed, or the arms have different seeds or scores.
     """
     seeds = [tuple(sorted(results)) for results in arms.values()]
     if not seeds or not seeds[0] or len(set(seeds)) > 1:
         raise ValueError(f"arms must share the same seeds, at least one, got {dict(zip(arms, seeds, strict=True))}")
-    best = {name: [results[seed].best[0] for seed in seeds[0]] for name, results in arms.items()}
-    last = {name: [results[seed].last for seed in seeds[0]] for name, results in arms.items()}
+    runs = {name: [results[seed] for seed in seeds[0]] for name, results in arms.items()}
+    scores = {run.score for results in runs.values() for run in results}
+    if len(scores) > 1:
+        raise ValueError(f"arms must be judged by one score, got {', '.join(sorted(map(str, scores)))}")
+    (score,) = scores
+    best = {name: [score.shown(run.best[0]) for run in results] for name, results in runs.items()}
+    last = {name: [score.shown(run.last) for run in results] for name, results in runs.items()}
+    test = {
+        name: [score.shown(run.test_score) for run in results if run.test_score is not None]
+        for name, results in runs.items()
+    }
+    all_tested = all(len(values) == len(seeds[0]) for values in test.values())
     first = next(iter(arms))
+
+    def spread(values: Mapping[str, Sequence[float]], name: str) -> Spread:
+        deviation = statistics.stdev(values[name]) if len(values[name]) > 1 else None
+        difference = Difference.paired(values[name], values[first]) if name != first else None
+        return Spread(statistics.fmean(values[name]), deviation, difference)
+
     return [
         ArmSummary(
             name=name,
+            score=score,
             seeds=seeds[0],
-            best=_spread(best[name]),
-            last=_spread(last[name]),
-            parameters=results[seeds[0][0]].parameters,
-            seconds_per_epoch=statistics.fmean(result.seconds_per_epoch for result in results.values()),
-            best_difference=Difference.paired(best[name], best[first]) if name != first else None,
-            last_difference=Difference.paired(last[name], last[first]) if name != first else None,
+            best=spread(best, name),
+            last=spread(last, name),
+            test=spread(test, name) if all_tested else None,
+            parameters=results[0].parameters,
+            seconds_per_epoch=statistics.fmean(run.seconds_per_epoch for run in results),
         )
-        for name, results in arms.items()
+        for name, results in runs.items()
     ]
-
-
-def _spread(accuracies: Sequence[float]) -> tuple[float, float | None]:
-    percent = [100 * accuracy for accuracy in accuracies]
-    return statistics.fmean(percent), statistics.stdev(percent) if len(percent) > 1 else None
 
 
 def comparison_table(summaries: Sequence[ArmSummary]) -> str:
     """The head-to-head as text: a row per arm, then a row per difference to the first arm."""
-
-    def spread(value: tuple[float, float | None]) -> str:
-        return f"{value[0]:.2f}" + (f" ± {value[1]:.2f}" if value[1] is not None else "")
-
     first = summaries[0]
-    header = ["arm", "best val %", "last val %", "parameters", "s/epoch", "seeds"]
-    rows = [
+    leaf, unit = first.score.name.removeprefix("val/"), first.score.unit
+    digits = ".2f" if first.score.percent else ".4g"
+    tested = first.test is not None
+
+    def mean(spread: Spread | None) -> list[str]:
+        if spread is None:
+            return []
+        deviation = f" ± {spread.deviation:{digits}}" if spread.deviation is not None else ""
+        return [f"{spread.mean:{digits}}{deviation}"]
+
+    def difference(spread: Spread | None) -> list[str]:
+        if spread is None or spread.difference is None:
+            return []
+        value, half = spread.difference.mean, spread.difference.half_width
+        interval = f"({value - half:+{digits}} to {value + half:+{digits}})" if half is not None else "(one seed)"
+        return [f"{value:+{digits}} {interval}"]
+
+    titles = [f"best val {leaf}{unit}", f"last val {leaf}{unit}", *([f"test {leaf}{unit}"] if tested else [])]
+    text = text_table(
+        ["arm", *titles, "parameters", "s/epoch", "seeds"],
         [
-            arm.name,
-            spread(arm.best),
-            spread(arm.last),
-            f"{arm.parameters:,}",
-            f"{arm.seconds_per_epoch:.1f}",
-            " ".join(map(str, arm.seeds)),
-        ]
-        for arm in summaries
-    ]
-    differences = [
+            [
+                arm.name,
+                *(cell for spread in (arm.best, arm.last, arm.test) for cell in mean(spread)),
+                f"{arm.parameters:,}",
+                f"{arm.seconds_per_epoch:.1f}",
+                " ".join(map(str, arm.seeds)),
+            ]
+            for arm in summaries
+        ],
+    )
+    if len(summaries) == 1:
+        return text
+    points = "points" if first.score.percent else "units"
+    titles = ["best", "last", *(["test"] if tested else [])]
+    differences = text_table(
+        [f"difference in {points}, paired (95 % interval)", *titles, "parameters", "s/epoch"],
         [
-            f"{arm.name} − {first.name}",
-            str(arm.best_difference),
-            str(arm.last_difference),
-            f"{arm.parameters - first.parameters:+,}",
-            f"{arm.seconds_per_epoch / first.seconds_per_epoch:.2f}×",
-        ]
-        for arm in summaries[1:]
-    ]
-    text = text_table(header, rows)
-    if differences:
-        header = ["difference in points", "best (95 % interval)", "last (95 % interval)", "parameters", "s/epoch"]
-        text += "\n\n" + text_table(header, differences)
-    return text
+            [
+                f"{arm.name} − {first.name}",
+                *(cell for spread in (arm.best, arm.last, arm.test) for cell in difference(spread)),
+                f"{arm.parameters - first.parameters:+,}",
+                f"{arm.seconds_per_epoch / first.seconds_per_epoch:.2f}×",
+            ]
+            for arm in summaries[1:]
+        ],
+    )
+    return f"{text}\n\n{differences}"

@@ -2,24 +2,69 @@
 
 import json
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Self
+from typing import Any, Literal, Self
 
 from eigenscope.files import replace_atomically
 
 
 @dataclass(frozen=True)
-class EpochResult:
-    """One epoch: accuracies are fractions, ``val_acc`` is None where the epoch was not validated.
+class Score:
+    """The logged figure that a run is judged by.
 
-    ``epoch`` counts from 1; ``loss`` is the mean training loss in nats; ``seconds`` include validation.
+    Args:
+        name: as logged, ``val/`` and a leaf; ``train/`` and the same leaf is its counterpart in training.
+        mode: whether ``max`` or ``min`` is best.
+        percent: the figure is a fraction that people read as per cent.
+
+    Raises:
+        ValueError: the name does not begin with ``val/``, or the mode is unknown.
+    """
+
+    name: str = "val/acc"
+    mode: Literal["max", "min"] = "max"
+    percent: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks the arguments."""
+        if not self.name.startswith("val/"):
+            raise ValueError(f"score.name must begin with 'val/', got {self.name!r}")
+        if self.mode not in ("max", "min"):
+            raise ValueError(f"score.mode must be 'max' or 'min', got {self.mode!r}")
+
+    @property
+    def train_name(self) -> str:
+        """The counterpart in training."""
+        return "train/" + self.name.removeprefix("val/")
+
+    @property
+    def unit(self) -> str:
+        """``" %"`` or nothing, to follow a heading."""
+        return " %" if self.percent else ""
+
+    def shown(self, value: float) -> float:
+        """The figure as people read it."""
+        return 100 * value if self.percent else value
+
+    def text(self, value: float, sign: str = "") -> str:
+        """The figure as people read it; ``sign="+"`` shows the sign of a difference."""
+        return f"{self.shown(value):{sign}.2f}" if self.percent else f"{value:{sign}.4g}"
+
+    def best(self, values: list[tuple[float, int]]) -> tuple[float, int]:
+        """The best (figure, epoch), the earliest on a tie."""
+        return (max if self.mode == "max" else min)(values, key=lambda pair: pair[0])
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One epoch, counted from 1: every scalar logged in it by name, and its seconds with validation.
+
+    Figures of validation are there only if the epoch was validated.
     """
 
     epoch: int
-    train_acc: float
-    val_acc: float | None
-    loss: float
+    metrics: dict[str, float]
     seconds: float
 
 
@@ -33,10 +78,14 @@ class RunResult:
         parameters: all of them, frozen ones included.
         finished: ISO 8601 time with zone.
         log_dir: folder of the run's logs; empty if it had none.
-        epochs: at least one, at least one of them validated.
+        epochs: at least one, at least one of them with the score.
+        score: what the run is judged by.
+        precision: that the run computed in, as Lightning names it.
+        protocol: what it was validated on, as the data module names it; empty if it does not say.
+        test: figures of the test set at the best epoch, read once after training; empty if it was not read.
 
     Raises:
-        ValueError: no epoch was validated.
+        ValueError: no epoch has the score.
     """
 
     name: str
@@ -45,26 +94,30 @@ class RunResult:
     finished: str
     log_dir: str
     epochs: tuple[EpochResult, ...]
+    score: Score = Score()
+    precision: str = ""
+    protocol: str = ""
+    test: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Checks that there is something to report."""
-        if not self.validated:
-            raise ValueError(f"run {self.name!r} has no validated epoch")
-
-    @property
-    def validated(self) -> list[tuple[float, int]]:
-        """(validation accuracy, epoch) of the epochs that were validated, in order."""
-        return [(row.val_acc, row.epoch) for row in self.epochs if row.val_acc is not None]
+        if not scored(self.epochs, self.score):
+            raise ValueError(f"run {self.name!r} has no epoch with {self.score.name!r}")
 
     @property
     def best(self) -> tuple[float, int]:
-        """Highest validation accuracy and its epoch, the earliest on a tie."""
-        return max(self.validated, key=lambda pair: pair[0])
+        """The best score and its epoch, the earliest on a tie."""
+        return self.score.best(scored(self.epochs, self.score))
 
     @property
     def last(self) -> float:
-        """Validation accuracy of the last validated epoch."""
-        return self.validated[-1][0]
+        """The score of the last epoch that has one."""
+        return scored(self.epochs, self.score)[-1][0]
+
+    @property
+    def test_score(self) -> float | None:
+        """The score's counterpart on the test set, if that was read."""
+        return self.test.get("test/" + self.score.name.removeprefix("val/"))
 
     @property
     def seconds_per_epoch(self) -> float:
@@ -78,6 +131,13 @@ class RunResult:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Reads what :meth:`save` wrote."""
-        fields = json.loads(path.read_text())
-        return cls(**fields | {"epochs": tuple(EpochResult(**row) for row in fields["epochs"])})
+        """Reads what :meth:`save` wrote; keys that a later version may have added are passed over."""
+        content: dict[str, Any] = json.loads(path.read_text())
+        known = {entry.name: content[entry.name] for entry in fields(cls) if entry.name in content}
+        epochs = tuple(EpochResult(**row) for row in known["epochs"])
+        return cls(**known | {"epochs": epochs, "score": Score(**known["score"])})
+
+
+def scored(epochs: tuple[EpochResult, ...] | list[EpochResult], score: Score) -> list[tuple[float, int]]:
+    """(score, epoch) of the epochs that have the score, in order."""
+    return [(row.metrics[score.name], row.epoch) for row in epochs if score.name in row.metrics]

@@ -6,63 +6,96 @@ from pathlib import Path
 from filelock import FileLock
 
 from eigenscope.files import replace_atomically
-from eigenscope.study.result import RunResult
+from eigenscope.study.result import RunResult, Score
 from eigenscope.study.table import text_table
 
-COLUMNS = ("name", "val_acc", "epoch", "last_val_acc", "parameters", "seconds_per_epoch", "seed", "finished", "log_dir")
+COLUMNS = (
+    "name",
+    "score",
+    "mode",
+    "percent",
+    "best",
+    "epoch",
+    "last",
+    "test",
+    "protocol",
+    "parameters",
+    "seconds_per_epoch",
+    "seed",
+    "finished",
+    "log_dir",
+)
 
 
 def add_to_scoreboard(path: Path, result: RunResult) -> None:
-    """Adds a run's row; runs that finish together wait for each other, and the file is replaced as a whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    accuracy, epoch = result.best
+    """Adds a run's row, or replaces the row of the same log folder.
+
+    Runs that finish together wait for each other, and the file is replaced as a whole.
+
+    Raises:
+        ValueError: the file is not a scoreboard.
+    """
+    best, epoch = result.best
     row = {
         "name": result.name,
-        "val_acc": f"{accuracy:.6f}",
+        "score": result.score.name,
+        "mode": result.score.mode,
+        "percent": str(int(result.score.percent)),
+        "best": f"{best:.6g}",
         "epoch": str(epoch),
-        "last_val_acc": f"{result.last:.6f}",
+        "last": f"{result.last:.6g}",
+        "test": "" if result.test_score is None else f"{result.test_score:.6g}",
+        "protocol": result.protocol,
         "parameters": str(result.parameters),
         "seconds_per_epoch": f"{result.seconds_per_epoch:.2f}",
         "seed": "" if result.seed is None else str(result.seed),
         "finished": result.finished,
         "log_dir": result.log_dir,
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f"{path.name}.lock")):
-        rows = [*read_scoreboard(path), row]
+        others = [old for old in read_scoreboard(path) if not old["log_dir"] or old["log_dir"] != result.log_dir]
         with replace_atomically(path) as aside, aside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows([*others, row])
 
 
 def read_scoreboard(path: Path) -> list[dict[str, str]]:
-    """The rows in the order they were added; none if there is no file.
+    """The rows in the order they were added; none if there is no file. A column that is not there reads as empty.
 
     Raises:
-        ValueError: the file has other columns.
+        ValueError: the file has no column ``name`` or no column ``best``.
     """
     if not path.exists():
         return []
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
+        if not {"name", "best"} <= set(reader.fieldnames or ()):
             raise ValueError(f"{path} is not a scoreboard: its columns must be {', '.join(COLUMNS)}")
-        return list(reader)
+        return [dict.fromkeys(COLUMNS, "") | row for row in reader]
 
 
 def scoreboard_table(rows: list[dict[str, str]]) -> str:
-    """The board as text, best validation accuracy first."""
-    ordered = sorted(rows, key=lambda row: float(row["val_acc"]), reverse=True)
-    header = ["experiment", "seed", "val %", "at epoch", "parameters", "s/epoch"]
-    cells = [
-        [
-            row["name"],
-            row["seed"] or "-",
-            f"{100 * float(row['val_acc']):.2f}",
-            row["epoch"],
-            f"{int(row['parameters']):,}",
-            f"{float(row['seconds_per_epoch']):.1f}",
-        ]
-        for row in ordered
+    """The board as text, a part for each score, the best first."""
+    parts = []
+    for name, mode, percent in dict.fromkeys((row["score"], row["mode"], row["percent"]) for row in rows):
+        score = Score(name, "min" if mode == "min" else "max", percent == "1")
+        members = [row for row in rows if (row["score"], row["mode"], row["percent"]) == (name, mode, percent)]
+        members.sort(key=lambda row: float(row["best"]), reverse=score.mode == "max")
+        header = ["experiment", "seed", f"{name}{score.unit}", "at epoch", "test", "protocol", "parameters", "s/epoch"]
+        parts.append(text_table(header, [_cells(row, score) for row in members]))
+    return "\n\n".join(parts)
+
+
+def _cells(row: dict[str, str], score: Score) -> list[str]:
+    return [
+        row["name"],
+        row["seed"] or "-",
+        score.text(float(row["best"])),
+        row["epoch"],
+        score.text(float(row["test"])) if row["test"] else "-",
+        row["protocol"] or "-",
+        f"{int(row['parameters']):,}",
+        f"{float(row['seconds_per_epoch']):.1f}",
     ]
-    return text_table(header, cells)

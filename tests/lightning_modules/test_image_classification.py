@@ -56,14 +56,23 @@ def test_epoch_figures_are_means_over_samples(tmp_path):
     for stage in ("train", "val"):  # the learning rate is 0 and there is no dropout: both see the same network
         for name, value in expected.items():
             torch.testing.assert_close(logged[f"{stage}/{name}"], value, msg=f"{stage}/{name}")
-    assert logged["gap/acc"] == 0
+    assert logged["val/gap"] == 0
+
+
+def test_a_loss_that_is_nan_is_seen(tmp_path):
+    net = small_net()
+    module = ImageClassificationModule(net, sgd)
+    net.register_forward_hook(lambda net, images, logits: logits * (torch.nan if len(logits) < 5 else 1.0))
+    logged = fit(module, tmp_path).callback_metrics
+    assert logged["train/loss"].isnan()
+    assert logged["val/loss"].isnan()
 
 
 def test_gap_is_training_minus_validation(tmp_path):
     module = ImageClassificationModule(small_net(), lambda p: torch.optim.Adam(p, lr=1e-2))
     logged = fit(module, tmp_path, max_epochs=8).callback_metrics
-    assert logged["gap/acc"] == pytest.approx(float(logged["train/acc"] - logged["val/acc"]))
-    assert logged["gap/acc"] != 0
+    assert logged["val/gap"] == pytest.approx(float(logged["train/acc"] - logged["val/acc"]))
+    assert logged["val/gap"] != 0
 
 
 def test_label_smoothing_is_of_the_training_loss_alone(tmp_path):

@@ -42,6 +42,12 @@ def test_epochs_and_seeds_see_other_augmentations_and_the_global_generator_is_le
         assert (images != first).flatten(1).any(1).float().mean() > 0.9
 
 
+def test_plain_integers_are_samples_of_the_first_epoch():
+    data = ImageDataset(labelled(), augmentation("crop_flip", 16))
+    assert torch.equal(data[7][0], data[EpochIndex(0, 7)][0])
+    assert len(next(iter(DataLoader(data, batch_size=4, collate_fn=lambda batch: batch)))[1]) == 4
+
+
 def test_values_and_the_crop():
     data = labelled()
     images, labels = ImageDataset(data).__getitems__([EpochIndex(0, 5), EpochIndex(0, 4)])

@@ -78,10 +78,15 @@ def test_threads_change_nothing(vectors):
     for threads in (1, 2):
         torch.set_num_threads(threads)
         with torch.no_grad():
-            assert not gram_svd(A, vectors=vectors).S.requires_grad
+            plain = gram_svd(A, vectors=vectors)
+        assert not plain.S.requires_grad
         svd = gram_svd(A, vectors=vectors)
         (gradient,) = torch.autograd.grad(svd.S.pow(3).sum(), A)
-        results.append([*svd, gradient])
+        with torch.no_grad():
+            tangent = torch.func.jvp(lambda A: gram_svd(A, vectors=vectors).S, (A,), (torch.ones_like(A),))[1]
+            mapped = torch.func.vmap(lambda A: gram_svd(A, vectors=vectors).S)(A)
+        assert tangent.abs().max() > 0.1
+        results.append([*plain, *svd, gradient, tangent, mapped])
     for one, two in zip(*results, strict=True):
         assert one is two is None or torch.equal(one, two)
 

@@ -97,6 +97,24 @@ def test_every_trainable_parameter_takes_part_in_the_loss():
     assert all(p.grad is not None for p in net.parameters() if p.requires_grad)
 
 
+def test_compiles_into_one_graph():
+    torch._dynamo.reset()
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    net, images = DeiT(**SMALL, dropout=0.0, taps=TAPS), torch.rand(40, 3, 32, 32)
+    with torch.no_grad():
+        expected = net(images)
+        net.compile(backend="eager", fullgraph=True)
+        torch.testing.assert_close(net(images), expected)
+    net(images).sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes(dtype):
+    net = DeiT(**SMALL, taps=TAPS).to(dtype)
+    assert net(torch.rand(2, 3, 32, 32, dtype=dtype)).dtype == dtype
+
+
 def test_other_sizes():
     net = DeiT(image_size=48, patch_size=8, in_channels=1, **SMALL)
     assert net(torch.rand(3, 1, 48, 48)).shape == (3, 7)
@@ -109,6 +127,7 @@ def test_other_sizes():
         ({"num_heads": 7}, "num_heads must divide width 384"),
         ({"dropout": 1.0}, "dropout"),
         ({"depth": 0}, "depth"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio"),
         ({"num_classes": 0}, "num_classes"),
         ({"taps": TapConfig(layers=(3, 13))}, "taps.layers must lie within 1 to 12"),
         ({"taps": TapConfig(layers=(3,), rank=65)}, "taps.rank must be at most 64"),

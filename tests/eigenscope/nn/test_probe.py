@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from eigenscope.nn import Probe, observe, probes
+from eigenscope.nn import Probe, observe, probes, watch
 
 
 class Net(nn.Module):
@@ -52,8 +52,16 @@ def test_watchers_are_removed_when_the_block_raises():
 
 def test_a_watcher_may_replace_the_tensor():
     net, x = Net(), torch.rand(3, 4)
-    net.middle.watchers = (torch.zeros_like,)
-    torch.testing.assert_close(net(x), net.last.bias.expand(3, 2))
+    expected, names = net(x), []
+
+    def blank(name, tensor):
+        names.append(name)
+        return torch.zeros_like(tensor)
+
+    with watch(net, "middle", watcher=blank):
+        torch.testing.assert_close(net(x), net.last.bias.expand(3, 2))
+    assert names == ["middle"]
+    assert torch.equal(net(x), expected)
 
 
 @pytest.mark.parametrize("backend", ["eager", "inductor"])

@@ -112,6 +112,13 @@ def test_no_gradient_and_no_autocast():
     assert not taps.projections.requires_grad
 
 
+def test_too_few_tokens_and_unknown_kinds():
+    with pytest.raises(ValueError, match=r"N ≥ k for kind 'svd', got shape \(2, 4, 8\)"):
+        tap_features(random(2, 4, 8), "svd")
+    with pytest.raises(ValueError, match="kind must be one of svd, svd_raw"):
+        tap_features(random(2, 8, 4), "spectrum")
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [

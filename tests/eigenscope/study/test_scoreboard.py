@@ -2,13 +2,13 @@ import multiprocessing
 
 import pytest
 
-from eigenscope.study import EpochResult, RunResult, add_to_scoreboard, read_scoreboard, scoreboard_table
+from eigenscope.study import EpochResult, RunResult, Score, add_to_scoreboard, read_scoreboard, scoreboard_table
 from eigenscope.study.table import duration
 
 
-def result(name, accuracy, seed=0):
-    rows = (EpochResult(1, 0.5, accuracy, 1.0, 2.0),)
-    return RunResult(name, seed, 1234567, "2026-01-01T00:00:00+00:00", "runs/x", rows)
+def result(name, value, seed=0, log_dir="", score=Score(), **options):  # noqa: B008
+    rows = (EpochResult(1, {score.name: value}, 2.0),)
+    return RunResult(name, seed, 1234567, "2026-01-01T00:00:00+00:00", log_dir, rows, score, **options)
 
 
 def add(path, number):
@@ -36,6 +36,34 @@ def test_runs_that_finish_together_all_get_a_row(tmp_path):
         process.join()
     assert {row["name"] for row in read_scoreboard(path)} == {f"run{number}" for number in range(12)}
     assert {entry.name for entry in tmp_path.iterdir()} <= {"scoreboard.csv", "scoreboard.csv.lock"}
+
+
+def test_a_run_has_one_row_which_its_test_joins(tmp_path):
+    path = tmp_path / "scoreboard.csv"
+    for log_dir in ("runs/a", "runs/b", ""):
+        add_to_scoreboard(path, result("run", 0.5, log_dir=log_dir))
+    add_to_scoreboard(path, result("run", 0.5, log_dir="runs/a", protocol="holdout", test={"test/acc": 0.25}))
+    rows = read_scoreboard(path)
+    assert [row["log_dir"] for row in rows] == ["runs/b", "", "runs/a"]
+    assert [row["test"] for row in rows] == ["", "", "0.25"]
+    assert any("25.00" in line and "holdout" in line for line in scoreboard_table(rows).splitlines())
+
+
+def test_scores_have_a_board_each(tmp_path):
+    path = tmp_path / "scoreboard.csv"
+    add_to_scoreboard(path, result("classifier", 0.5))
+    for name, value in (("worse", 2e-3), ("better", 1e-3)):
+        add_to_scoreboard(path, result(name, value, score=Score("val/mse", "min", percent=False)))
+    accuracy, error = scoreboard_table(read_scoreboard(path)).split("\n\n")
+    assert "val/acc %" in accuracy
+    assert [line.split()[0] for line in error.splitlines()[2:]] == ["better", "worse"]
+
+
+def test_a_board_of_an_earlier_version_is_read(tmp_path):
+    path = tmp_path / "scoreboard.csv"
+    path.write_text("name,best,epoch\nold,0.5,3\n")
+    add_to_scoreboard(path, result("new", 0.75))
+    assert [row["name"] for row in read_scoreboard(path)] == ["old", "new"]
 
 
 def test_another_file_is_not_overwritten(tmp_path):
