@@ -80,6 +80,7 @@ def per_tap_fp64(tokens: torch.Tensor) -> object:
     return None
 
 
+@torch.no_grad()
 def decompositions(batch: int, rounds: int, device: str) -> None:
     tokens = torch.randn(4, batch, 64, 32, device=device)
     rows = {

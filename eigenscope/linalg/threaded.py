@@ -28,6 +28,12 @@ def eigvalsh(A: Tensor) -> Tensor:
     return values
 
 
+def _prepare_thread() -> None:
+    """One core a thread, or LAPACK's own threads get in each other's way; and no gradient, as in the caller."""
+    torch.set_num_threads(1)  # this thread's, but also the default of later threads, which the caller puts back
+    torch.set_grad_enabled(False)
+
+
 def _is_plain(A: Tensor) -> bool:
     """Whether nothing but numbers is asked for: gradients and transforms such as vmap are bound to their thread."""
     return (
@@ -43,9 +49,13 @@ def _in_threads(function: Callable[[Tensor], tuple[Tensor, ...]], A: Tensor) -> 
     if torch.compiler.is_compiling():
         return tuple(function(A))
     batch = A.shape[:-2]
-    threads = min(torch.get_num_threads(), batch.numel() // _MATRICES_PER_THREAD)
+    cores = torch.get_num_threads()
+    threads = min(cores, batch.numel() // _MATRICES_PER_THREAD)
     if threads < 2 or not _is_plain(A):
         return tuple(function(A))
-    with ThreadPoolExecutor(threads, initializer=torch.set_grad_enabled, initargs=(False,)) as pool:
-        parts = list(pool.map(function, A.flatten(0, -3).chunk(threads)))
+    try:
+        with ThreadPoolExecutor(threads, initializer=_prepare_thread) as pool:
+            parts = list(pool.map(function, A.flatten(0, -3).chunk(threads)))
+    finally:
+        torch.set_num_threads(cores)
     return tuple(torch.cat(factor).reshape(*batch, *factor[0].shape[1:]) for factor in zip(*parts, strict=True))
