@@ -58,7 +58,7 @@ class EigenscopeCLI(LightningCLI):
         return super().init_parser(allow_abbrev=False, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Links what the data knows to the network; a network without such an argument is left alone."""
+        """Links what the data knows to the network, ``net``, that every Lightning module here takes."""
         for name in ("num_classes", "image_size"):
             parser.link_arguments(f"data.{name}", f"model.init_args.net.init_args.{name}", apply_on="instantiate")
 

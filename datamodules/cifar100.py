@@ -2,13 +2,13 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torchvision.datasets import CIFAR100
 
-from datamodules.images import ImagesDataModule, Protocol
-from eigenscope.data import AugmentationKind, LabelledImages, class_names, read_class_folders
+from datamodules.images import ImagesDataModule
+from eigenscope.data import LabelledImages, class_names, read_class_folders
 from eigenscope.data.class_folders import decode_png
 
 
@@ -20,11 +20,7 @@ class CIFAR100DataModule(ImagesDataModule):
             existing tree ``{train,test}/<class>/*.png`` of any number of classes and any one square image size.
         source: ``torchvision`` or ``folder``.
         cache_dir: with ``folder``, where the decoded images are kept; default ``<root>/.eigenscope-cache``.
-        protocol: see :class:`~datamodules.images.ImagesDataModule`.
-        holdout_fraction: see there.
-        augmentation: see there.
-        batch_size: see there.
-        num_workers: see there.
+        **options: those of :class:`~datamodules.images.ImagesDataModule`.
 
     Raises:
         ValueError: an argument is out of range. What is wrong with a tree is said when ``num_classes`` or
@@ -37,13 +33,9 @@ class CIFAR100DataModule(ImagesDataModule):
         root: str = "data/cifar100",
         source: Literal["torchvision", "folder"] = "torchvision",
         cache_dir: str | None = None,
-        protocol: Protocol = "holdout",
-        holdout_fraction: float = 0.1,
-        augmentation: AugmentationKind = "recipe",
-        batch_size: int = 256,
-        num_workers: int | Literal["auto"] = "auto",
+        **options: Any,
     ) -> None:
-        super().__init__(protocol, holdout_fraction, augmentation, batch_size, num_workers)
+        super().__init__(**options)
         if source not in ("torchvision", "folder"):
             raise ValueError(f"source must be 'torchvision' or 'folder', got {source!r}")
         if cache_dir is not None and source == "torchvision":

@@ -29,8 +29,8 @@ class ImagesDataModule(LightningDataModule, ABC):
     the same for any number of workers and ranks.
 
     Args:
-        protocol: ``holdout`` validates on a stratified part of the training set, so that the test set is read once,
-            by ``test``; ``test`` validates on the test set, as is often reported.
+        protocol: ``holdout`` validates on a stratified part of the training set, so that the test set can be read
+            once, after the fit; ``test`` validates on the test set, as is often reported.
         holdout_fraction: that part's share, used by ``holdout`` only; the choice is the same in every run.
         augmentation: of the training images, see :func:`eigenscope.data.augmentation`.
         batch_size: images per step over all ranks together.

@@ -1,11 +1,11 @@
 """The data set that is always there: images drawn by a procedure."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from datamodules.images import ImagesDataModule, Protocol
-from eigenscope.data import AugmentationKind, LabelledImages, draw_images
+from datamodules.images import ImagesDataModule
+from eigenscope.data import LabelledImages, draw_images
 
 
 class SyntheticImagesDataModule(ImagesDataModule):
@@ -16,11 +16,7 @@ class SyntheticImagesDataModule(ImagesDataModule):
         test_size: test images.
         image_size: side in pixels.
         seed: of the data set; every image is a function of (seed, split, index). The run's own seed does not enter.
-        protocol: see :class:`~datamodules.images.ImagesDataModule`.
-        holdout_fraction: see there.
-        augmentation: see there; the drawings vary enough without.
-        batch_size: see there.
-        num_workers: see there.
+        **options: those of :class:`~datamodules.images.ImagesDataModule`.
     """
 
     num_classes = 100
@@ -31,13 +27,9 @@ class SyntheticImagesDataModule(ImagesDataModule):
         test_size: int = 2_000,
         image_size: int = 32,
         seed: int = 0,
-        protocol: Protocol = "test",
-        holdout_fraction: float = 0.1,
-        augmentation: AugmentationKind = "none",
-        batch_size: int = 128,
-        num_workers: int | Literal["auto"] = "auto",
+        **options: Any,
     ) -> None:
-        super().__init__(protocol, holdout_fraction, augmentation, batch_size, num_workers)
+        super().__init__(**options)
         for name, value in (("train_size", train_size), ("test_size", test_size)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -46,5 +38,5 @@ class SyntheticImagesDataModule(ImagesDataModule):
         self.seed = seed
 
     def load(self, split: Literal["train", "test"]) -> LabelledImages:
-        """Draws a split, about 0.3 ms an image."""
+        """Draws a split."""
         return LabelledImages(*draw_images(self.seed, split, torch.arange(self.sizes[split]), self.image_size))

@@ -4,9 +4,11 @@ import torch
 from datamodules import SyntheticImagesDataModule
 from eigenscope.data import draw_images
 
+PLAIN = {"protocol": "test", "augmentation": "none", "num_workers": 0}
+
 
 def test_splits_are_drawn_as_stated():
-    data = SyntheticImagesDataModule(train_size=250, test_size=100, seed=5, image_size=24, batch_size=50, num_workers=0)
+    data = SyntheticImagesDataModule(train_size=250, test_size=100, seed=5, image_size=24, batch_size=50, **PLAIN)
     assert (data.num_classes, data.image_size) == (100, 24)
     data.setup("fit")
     images = torch.cat([images for images, _ in data.val_dataloader()])
@@ -19,7 +21,7 @@ def test_splits_are_drawn_as_stated():
 def test_the_runs_seed_changes_the_order_and_not_the_images():
     def epoch(seed):
         torch.manual_seed(seed)
-        data = SyntheticImagesDataModule(train_size=100, test_size=1, batch_size=100, num_workers=0)
+        data = SyntheticImagesDataModule(train_size=100, test_size=1, batch_size=100, **PLAIN)
         data.setup("fit")
         return next(iter(data.train_dataloader()))[0].flatten(1)
 

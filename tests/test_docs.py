@@ -1,0 +1,38 @@
+"""The example in docs/architecture.md runs as it is printed there."""
+
+import re
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch.utils.data import DataLoader
+
+from eigenscope.data import ImageDataset, LabelledImages
+from eigenscope.linalg import gram_svd
+from eigenscope.nn import DeiT, TapConfig, observe, probes
+from lightning_modules import ImageClassificationModule
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "architecture.md"
+
+
+def test_a_callback_reaches_a_tensor(tmp_path):
+    (example,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), flags=re.DOTALL)
+    names = {"Callback": Callback, "ExitStack": ExitStack, "gram_svd": gram_svd, "observe": observe}
+    exec(example, names)
+    net = DeiT(image_size=16, width=16, depth=2, num_heads=2, num_classes=5, taps=TapConfig(layers=(1, 2), rank=4))
+    images = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    loader = DataLoader(ImageDataset(LabelledImages(images, torch.arange(6) % 5)), 6, collate_fn=lambda batch: batch)
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        callbacks=[names["TokenSpectra"]()],
+    )
+    trainer.validate(ImageClassificationModule(net, torch.optim.AdamW), loader, verbose=False)
+    with torch.no_grad(), observe(net.eval(), "taps.projected") as seen:
+        net(images.float() / 255)
+    expected = torch.linalg.svdvals(seen["taps.projected"])[..., 0].mean()
+    torch.testing.assert_close(trainer.callback_metrics["val/top_singular_value"], expected)
+    assert all(probe.watchers == () for probe in probes(net).values())
