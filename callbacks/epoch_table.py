@@ -5,13 +5,14 @@ import statistics
 from lightning.pytorch import LightningModule, Trainer
 
 from callbacks.epoch_recorder import EpochRecorder
+from callbacks.printing import print_beside_bar
 from eigenscope.study import duration, scored
 
 _WIDTHS = (6, 11, 10, 8, 8, 10, 9, 8, 8)
 
 
 class EpochTable(EpochRecorder):
-    """Prints a line an epoch, through the progress bar where there is one, so that neither overwrites the other.
+    """Prints a line an epoch, above the progress bar where there is one.
 
     Columns: epoch, the score in training and validation, training loss, their gap (training minus validation), the
     best score so far and its epoch, the seconds that the epoch took with validation, and the time the run has left.
@@ -26,7 +27,7 @@ class EpochTable(EpochRecorder):
         super().on_train_start(trainer, pl_module)
         leaf, unit = self.score.name.removeprefix("val/"), self.score.unit
         titles = ("epoch", f"train {leaf}{unit}", f"val {leaf}{unit}", "loss", "gap", f"best{unit}", "at epoch")
-        pl_module.print(_line((*titles, "seconds", "left")))
+        print_beside_bar(trainer, pl_module, _line((*titles, "seconds", "left")))
 
     def epoch_recorded(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the epoch's line."""
@@ -46,7 +47,7 @@ class EpochTable(EpochRecorder):
             f"{row.seconds:.1f}",
             self._left(trainer),
         ]
-        pl_module.print(_line(cells))
+        print_beside_bar(trainer, pl_module, _line(cells))
 
     def _left(self, trainer: Trainer) -> str:
         if trainer.max_epochs is None or trainer.max_epochs < 0:

@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 
 from callbacks.epoch_recorder import EpochRecorder
+from callbacks.printing import print_beside_bar
 from eigenscope.study import RunResult, Score, add_to_scoreboard, read_scoreboard, scoreboard_table, scored
 
 
@@ -61,7 +62,8 @@ class Scoreboard(EpochRecorder):
         )
         self._write(self._result)
         if self.show:
-            pl_module.print(f"\nScoreboard ({self.path})\n{scoreboard_table(read_scoreboard(self.path))}\n")
+            board = scoreboard_table(read_scoreboard(self.path))
+            print_beside_bar(trainer, pl_module, f"\nScoreboard ({self.path})\n{board}\n")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Adds the figures of the test set to the result of the fit before."""

@@ -140,7 +140,7 @@ class ImageClassificationModule(LightningModule):
         self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True)
         for name, metric in self._accuracies(stage).items():
             metric.update(logits.detach(), labels)
-            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, prog_bar=name == "acc")
+            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True)
         return loss
 
 

@@ -5,6 +5,8 @@ import torch
 from callbacks import EpochTable
 from eigenscope.study import Score
 
+IDLE = {"sanity_checking": False, "progress_bar_callback": None}
+
 
 class Printer:
     def __init__(self):
@@ -25,7 +27,7 @@ def run_epoch(table, trainer, module, figures, validate=True):
 
 def test_columns_line_up_and_best_is_the_earliest():
     table, module = EpochTable(), Printer()
-    trainer = SimpleNamespace(current_epoch=0, max_epochs=1000, sanity_checking=False)
+    trainer = SimpleNamespace(current_epoch=0, max_epochs=1000, **IDLE)
     table.on_train_start(trainer, module)
     for train, val, validate in [(0.1, 0.2, True), (1.0, 0.5, True), (0.5, 0.5, False), (0.6, 0.5, True)]:
         run_epoch(table, trainer, module, {"train/acc": train, "val/acc": val, "train/loss": 1.25}, validate)
@@ -41,7 +43,7 @@ def test_columns_line_up_and_best_is_the_earliest():
 
 def test_another_score():
     table, module = EpochTable(Score("val/mse", "min", percent=False)), Printer()
-    trainer = SimpleNamespace(current_epoch=0, max_epochs=-1, sanity_checking=False)
+    trainer = SimpleNamespace(current_epoch=0, max_epochs=-1, **IDLE)
     table.on_train_start(trainer, module)
     for value in (0.001234, 0.0001, 0.01):
         run_epoch(table, trainer, module, {"val/mse": value})
