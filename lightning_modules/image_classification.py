@@ -126,7 +126,7 @@ class ImageClassificationModule(LightningModule):
         """Logs the gap between training and validation accuracy, if this validation belongs to a training."""
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
             train, val = (cast(MulticlassAccuracy, self._accuracies(stage)["acc"]) for stage in ("train", "val"))
-            self.log("val/gap", train.compute() - val.compute())  # both are over all ranks already
+            self.log("val/gap", train.compute() - val.compute(), sync_dist=True)
 
     def _accuracies(self, stage: str) -> MetricCollection:
         return cast(MetricCollection, self.accuracies[f"{stage}_"])
