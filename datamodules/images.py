@@ -87,9 +87,8 @@ class ImagesDataModule(LightningDataModule, ABC):
             self._splits["test"] = self.load("test")
         if self.protocol == "test":
             self._splits["val"] = self._splits["test"]
-        trained = len(self._splits["train"].labels) if stage == "fit" else self.batch_size
-        if trained < self.batch_size:
-            raise ValueError(f"batch_size must be at most {trained}, the training images, got {self.batch_size}")
+        if stage == "fit" and (count := len(self._splits["train"].labels)) < self.batch_size:
+            raise ValueError(f"batch_size must be at most {count}, the training images, got {self.batch_size}")
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled and augmented, whole batches only."""

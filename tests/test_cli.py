@@ -160,6 +160,12 @@ def test_without_a_logger_nothing_is_written_to_the_working_directory(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_fast_dev_run_leaves_no_result(tmp_path):
+    run = fit(tmp_path, "--trainer.fast_dev_run=true")
+    assert run.trainer.global_step == 1
+    assert not (tmp_path / "runs").exists()
+
+
 def test_bf16_falls_back_aloud_where_it_is_emulated(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cli, "has_bf16", lambda device: False)
     run = fit(tmp_path, "--trainer.precision=bf16-mixed", epochs=1)

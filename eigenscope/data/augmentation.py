@@ -46,10 +46,13 @@ def augment_keyed(transform: Callable[[Tensor], Tensor], images: Tensor, seeds: 
         (N, 3, H, W) uint8.
     """
     generator = torch.default_generator
+
+    def transform_keyed(image: Tensor, seed: int) -> Tensor:
+        generator.manual_seed(seed)
+        return transform(image)
+
     state = generator.get_state()
     try:
-        return torch.stack(
-            [transform(image) for image, seed in zip(images, seeds, strict=True) if generator.manual_seed(seed)]
-        )
+        return torch.stack([transform_keyed(image, seed) for image, seed in zip(images, seeds, strict=True)])
     finally:
         generator.set_state(state)

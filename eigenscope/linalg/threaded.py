@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.autograd import forward_ad
 
 _MATRICES_PER_THREAD = 32  # about 1 ms of work at 32×32, ten times what starting a thread costs
 
@@ -41,7 +40,6 @@ def _is_plain(A: Tensor) -> bool:
         and type(A) is Tensor
         and not torch.is_grad_enabled()
         and not is_functorch_wrapped_tensor(A)
-        and forward_ad.unpack_dual(A).tangent is None  # type: ignore[no-untyped-call]
     )
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from eigenscope.linalg import fix_signs, gram_svd
 
@@ -73,7 +74,7 @@ def test_autocast_does_not_reach_inside():
 
 @pytest.mark.parametrize("vectors", ["right", "both", "none"])
 def test_threads_change_nothing(vectors):
-    A = random(3, 50, 9, 6).requires_grad_()
+    A = random(3, 100, 9, 6).requires_grad_()  # enough matrices for two threads even inside vmap
     results = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
@@ -85,6 +86,9 @@ def test_threads_change_nothing(vectors):
         with torch.no_grad():
             tangent = torch.func.jvp(lambda A: gram_svd(A, vectors=vectors).S, (A,), (torch.ones_like(A),))[1]
             mapped = torch.func.vmap(lambda A: gram_svd(A, vectors=vectors).S)(A)
+            with forward_ad.dual_level():
+                dual = gram_svd(forward_ad.make_dual(A.detach(), torch.ones_like(A)), vectors=vectors).S
+                assert torch.equal(forward_ad.unpack_dual(dual).tangent, tangent)
         assert tangent.abs().max() > 0.1
         results.append([*plain, *svd, gradient, tangent, mapped])
     for one, two in zip(*results, strict=True):
