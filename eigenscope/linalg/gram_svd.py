@@ -5,7 +5,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from eigenscope.linalg.threaded import eigh, eigvalsh
+from eigenscope.linalg.broadened import broadened_eigh
+from eigenscope.linalg.threaded import eigvalsh
 
 
 class GramSVD(NamedTuple):
@@ -31,7 +32,8 @@ def gram_svd(
     matrix halves the digits: a singular value below sqrt(eps) of the largest one (3e-4 of it in float32, 1.5e-8 in
     float64) is noise, and so is its vector beyond being orthogonal to the others. Autocast does not apply inside.
     Entries are scaled by the largest magnitude of their matrix first, so that no square over- or underflows. Signs
-    are the solver's; see :func:`eigenscope.linalg.fix_signs`.
+    are the solver's; see :func:`eigenscope.linalg.fix_signs`. The gradient is finite where singular values are equal;
+    see :func:`eigenscope.linalg.broadened.broadened_eigh`.
 
     Args:
         A: (..., m, n), real, any leading shape.
@@ -67,7 +69,7 @@ def gram_svd(
         if vectors == "none":
             S = _root(eigvalsh(gram).flip(-1)) * scale[..., 0]
             return GramSVD(None, S.to(out_dtype), None)
-        squares, W = eigh(gram)
+        squares, W = broadened_eigh(gram)
         S = (_root(squares.flip(-1)) * scale[..., 0]).to(out_dtype)
         W = W.flip(-1)  # vectors of the short side: Vh = Wᵀ when A is tall, U = W when it is wide
         if vectors == "right" and not wide:
