@@ -1,0 +1,24 @@
+"""Volumes of simplices among the rows of a matrix, their CV, its closed form and discipline, and effective rank."""
+
+from eigenscope.geometry.discipline import Phase, SectorPolicy, SoftHand, proximity
+from eigenscope.geometry.effective_rank import effective_rank
+from eigenscope.geometry.expected_cv import expected_cv
+from eigenscope.geometry.metrics import EffectiveRank, VolumeCV
+from eigenscope.geometry.simplex_volumes import cayley_menger_volumes, simplex_volumes
+from eigenscope.geometry.volume_cv import CVEstimate, cv_loss, volume_cv
+
+__all__ = [
+    "CVEstimate",
+    "EffectiveRank",
+    "Phase",
+    "SectorPolicy",
+    "SoftHand",
+    "VolumeCV",
+    "cayley_menger_volumes",
+    "cv_loss",
+    "effective_rank",
+    "expected_cv",
+    "proximity",
+    "simplex_volumes",
+    "volume_cv",
+]
