@@ -1,5 +1,18 @@
-"""Keyed random numbers: a sample's draw depends on its key and index, not on how it is loaded."""
+"""Keyed random numbers and noise: a sample's draw depends on its key and index, not on how it is loaded."""
 
-from eigenscope.noise.streams import random_bits, stream_key, uniform
+from eigenscope.noise.curriculum import Curriculum
+from eigenscope.noise.laws import CURRICULUM_TIERS, NOISE_TYPES, noise_ids
+from eigenscope.noise.noise_images import draw_noise
+from eigenscope.noise.streams import normal, random_bits, stream_key, uniform
 
-__all__ = ["random_bits", "stream_key", "uniform"]
+__all__ = [
+    "CURRICULUM_TIERS",
+    "NOISE_TYPES",
+    "Curriculum",
+    "draw_noise",
+    "noise_ids",
+    "normal",
+    "random_bits",
+    "stream_key",
+    "uniform",
+]
