@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 
-import callbacks  # noqa: F401  importing a package makes its classes known by their short names
+import callbacks  # importing a package makes its classes known by their short names
 import datamodules  # noqa: F401
 import eigenscope.nn  # noqa: F401
 import lightning_modules  # noqa: F401
@@ -58,7 +58,8 @@ class EigenscopeCLI(LightningCLI):
         return super().init_parser(allow_abbrev=False, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Links what the data knows to the network, ``net``, that every Lightning module here takes."""
+        """Links what the data knows to the network, ``net``, and guards every training against non-finite numbers."""
+        parser.add_lightning_class_args(callbacks.FiniteGuard, "finite_guard")
         for name in ("num_classes", "image_size"):
             parser.link_arguments(f"data.{name}", f"model.init_args.net.init_args.{name}", apply_on="instantiate")
 
@@ -92,9 +93,9 @@ class EigenscopeCLI(LightningCLI):
     def after_fit(self) -> None:
         """Reads the test set, once, at the epoch that a held-out part of the training set has chosen."""
         checkpoints = self.trainer.checkpoint_callback
-        chosen = getattr(checkpoints, "best_model_path", "") and getattr(checkpoints, "monitor", None)
+        chosen = getattr(checkpoints, "monitor", None) and getattr(checkpoints, "best_model_path", None)
         if getattr(self.datamodule, "protocol", None) == "holdout" and chosen:
-            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best")
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=chosen)
 
 
 def _is_from_jsonargparse(error: BaseException) -> bool:

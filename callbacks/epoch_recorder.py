@@ -22,6 +22,7 @@ class EpochRecorder(Callback, ABC):
         self.epochs: list[EpochResult] = []
         self._started = 0.0
         self._validated = False
+        self._restarts = False
 
     @abstractmethod
     def epoch_recorded(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -47,8 +48,14 @@ class EpochRecorder(Callback, ABC):
             for name, value in trainer.callback_metrics.items()
             if self._validated or not name.startswith("val/")
         }
-        self.epochs.append(EpochResult(trainer.current_epoch + 1, metrics, time.perf_counter() - self._started))
+        seconds = time.perf_counter() - self._started
+        self.epochs.append(EpochResult(trainer.current_epoch + 1, metrics, seconds, self._restarts))
+        self._restarts = False
         self.epoch_recorded(trainer, pl_module)
+
+    def restart_best(self) -> None:
+        """Lets the best score begin anew with this epoch."""
+        self._restarts = True
 
     def state_dict(self) -> dict[str, Any]:
         """The epochs so far, as plain values."""

@@ -1,6 +1,7 @@
 """Data modules; the names here are those that a configuration uses."""
 
 from datamodules.cifar100 import CIFAR100DataModule
+from datamodules.heavy_tailed_noise import HeavyTailedNoiseDataModule
 from datamodules.synthetic_images import SyntheticImagesDataModule
 
-__all__ = ["CIFAR100DataModule", "SyntheticImagesDataModule"]
+__all__ = ["CIFAR100DataModule", "HeavyTailedNoiseDataModule", "SyntheticImagesDataModule"]

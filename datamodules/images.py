@@ -1,25 +1,15 @@
 """What the image data modules share: validation protocols, loaders, and the order of samples."""
 
-import os
 from abc import ABC, abstractmethod
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from eigenscope.data import (
-    AugmentationKind,
-    EpochSampler,
-    ImageDataset,
-    LabelledImages,
-    augmentation,
-    stratified_split,
-)
+from datamodules.loaders import Batch, check_loading, make_loader, run_seed
+from eigenscope.data import AugmentationKind, ImageDataset, LabelledImages, augmentation, stratified_split
 
 Protocol = Literal["holdout", "test"]
-Batch = tuple[Tensor, Tensor]
 
 
 class ImagesDataModule(LightningDataModule, ABC):
@@ -56,10 +46,7 @@ class ImagesDataModule(LightningDataModule, ABC):
             raise ValueError(f"protocol must be 'holdout' or 'test', got {protocol!r}")
         if not 0 < holdout_fraction < 1:
             raise ValueError(f"holdout_fraction must be between 0 and 1, got {holdout_fraction}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if num_workers != "auto" and num_workers < 0:
-            raise ValueError(f"num_workers must be 'auto' or at least 0, got {num_workers}")
+        check_loading(batch_size, num_workers)
         self.protocol = protocol
         self.holdout_fraction = holdout_fraction
         self.augmentation = augmentation
@@ -74,8 +61,7 @@ class ImagesDataModule(LightningDataModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Loads what the stage reads: ``fit``, ``validate``, ``test`` or ``predict``."""
-        # on all ranks at once, unlike the loaders, which a single rank may ask for
-        self._seed = self.trainer.strategy.broadcast(torch.initial_seed()) if self.trainer else torch.initial_seed()
+        self._seed = run_seed(self.trainer)
         wanted = {"fit": {"train", "val"}, "validate": {"val"}, "test": {"test"}, "predict": {"test"}}[stage]
         if self.protocol == "holdout" and wanted & {"train", "val"} and "train" not in self._splits:
             train = self.load("train")
@@ -107,33 +93,15 @@ class ImagesDataModule(LightningDataModule, ABC):
         return self._loader("test")
 
     def _loader(self, split: str, train: bool = False) -> DataLoader[Batch]:
-        ranks, rank, local_ranks = 1, 0, 1
-        if self.trainer is not None:
-            ranks, rank, local_ranks = self.trainer.world_size, self.trainer.global_rank, self.trainer.num_devices
-        data, seed = self._splits[split], self._seed
-        if self.batch_size % ranks:
-            raise ValueError(f"batch_size is over all ranks and must be a multiple of {ranks}, got {self.batch_size}")
-        if len(data.labels) < ranks:
-            raise ValueError(f"the {split} set of {len(data.labels)} images is too small for {ranks} ranks")
+        data = self._splits[split]
         augment = augmentation(self.augmentation, self.image_size) if train else None
-        sampler = EpochSampler(len(data.labels), shuffle=train, even=train, seed=seed, num_replicas=ranks, rank=rank)
-        workers = min(8, max(1, _cores() // max(1, local_ranks))) if self.num_workers == "auto" else self.num_workers
-        return DataLoader(
-            ImageDataset(data, augment, seed),
-            batch_size=self.batch_size // ranks,
-            sampler=sampler,
-            drop_last=train,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            collate_fn=_as_it_is,
-            pin_memory=torch.cuda.is_available(),
+        return make_loader(
+            self.trainer,
+            ImageDataset(data, augment, self._seed),
+            split,
+            size=len(data.labels),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            train=train,
+            seed=self._seed,
         )
-
-
-def _as_it_is(batch: Any) -> Any:
-    """The data set yields whole batches; a lambda could not be sent to a spawned worker."""
-    return batch
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,6 +1,6 @@
 """Training a classifier of images."""
 
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
@@ -8,11 +8,11 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_modules.mean_loss import MeanLoss
+from lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
 
 _STAGES = ("train", "val", "test")
 
@@ -42,7 +42,7 @@ class ImageClassificationModule(LightningModule):
         net: nn.Module,
         optimizer: OptimizerCallable,
         lr_scheduler: LRSchedulerCallable | None = None,
-        lr_interval: Literal["epoch", "step"] = "epoch",
+        lr_interval: LRInterval = "epoch",
         label_smoothing: float = 0.0,
         compile_net: bool = False,
     ) -> None:
@@ -54,8 +54,7 @@ class ImageClassificationModule(LightningModule):
             )
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
-        if lr_interval not in ("epoch", "step"):
-            raise ValueError(f"lr_interval must be 'epoch' or 'step', got {lr_interval!r}")
+        check_interval(lr_interval)
         if _given_hyperparameters.get() is not None:
             self.save_hyperparameters()  # from the command line these are plain values; from Python, live objects
         self.net = net
@@ -75,28 +74,7 @@ class ImageClassificationModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The injected optimizer over named trainable parameters, and its schedule."""
-        named = [(name, parameter) for name, parameter in self.net.named_parameters() if parameter.requires_grad]
-        optimizer = self.optimizer(named)
-        if self.lr_scheduler is None:
-            return optimizer
-        scheduler = self.lr_scheduler(optimizer)
-        self._check_length(scheduler)
-        schedule: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_interval}
-        if isinstance(scheduler, ReduceLROnPlateau):
-            schedule["monitor"] = getattr(scheduler, "monitor", "val/loss")
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
-
-    def _check_length(self, scheduler: Any) -> None:
-        """A schedule of fixed length raises when it is stepped past its end, which is late to find out."""
-        steps = getattr(scheduler, "total_steps", None)
-        if steps is None or self._trainer is None:
-            return
-        wanted = self.trainer.estimated_stepping_batches if self.lr_interval == "step" else self.trainer.max_epochs
-        if wanted is not None and steps < wanted:
-            raise ValueError(
-                f"lr_scheduler {type(scheduler).__name__} has {steps} steps, but the run takes {wanted} (lr_interval "
-                f"is {self.lr_interval!r}): make it as long as the run"
-            )
+        return optimizer_and_schedule(self, self.net, self.optimizer, self.lr_scheduler, self.lr_interval)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes)."""

@@ -117,7 +117,7 @@ def test_a_checkpoint_rebuilds_its_model_and_evaluates_the_same(tmp_path, capsys
 def test_a_resumed_run_keeps_its_table(tmp_path, capsys):
     whole = fit(tmp_path, epochs=3)
     part = fit(tmp_path, epochs=2)
-    last = Path(part.trainer.checkpoint_callback.last_model_path)
+    last = Path(part.trainer.log_dir) / "checkpoints" / "last.ckpt"
     resumed = fit(tmp_path, "--ckpt_path", str(last), epochs=3)
     results = [RunResult.load(Path(run.trainer.log_dir) / "result.json") for run in (whole, resumed)]
     assert [row.epoch for row in results[1].epochs] == [1, 2, 3]

@@ -6,10 +6,11 @@ import pytest
 import yaml
 
 import cli
-from eigenscope.nn import DeiT
+from eigenscope.nn import DeiT, PatchSVAE
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+OVERLAYS = sorted((ROOT / "configs").glob("*/*.yaml"))  # each is added to another configuration
 TAPPED = {"deit_svd": "svd", "deit_gram_diagonal": "gram_diagonal", "deit_pooled": "pooled", "deit_zeros": "zeros"}
 
 
@@ -17,10 +18,9 @@ def resolved(name):
     return cli.resolve(["--config", str(ROOT / "configs" / f"{name}.yaml")])
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_runs_two_steps(path, make_tree, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    args = ["fit", "--config", str(path), "--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
+def run_two_steps(path, make_tree, *overlays):
+    args = ["fit", "--config", str(path), *(part for overlay in overlays for part in ("--config", str(overlay)))]
+    args += ["--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
     args += ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.enable_model_summary=false"]
     args += ["--trainer.enable_progress_bar=false", "--data.init_args.batch_size=4"]
     args += ["--data.init_args.num_workers=0", "--trainer.log_every_n_steps=1"]
@@ -28,13 +28,41 @@ def test_runs_two_steps(path, make_tree, tmp_path, monkeypatch):
     if data == "CIFAR100DataModule":
         root = str(make_tree(classes=5, train=4))
         args += ["--data.init_args.source=folder", f"--data.init_args.root={root}"]
-    else:
+    elif data == "SyntheticImagesDataModule":
         args += ["--data.init_args.train_size=100", "--data.init_args.test_size=100"]
-    run = cli.main(args)
+    return cli.main(args)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_runs_two_steps(path, make_tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = run_two_steps(path, make_tree)
     assert run.trainer.global_step == 2
-    assert run.model.net.num_classes == run.datamodule.num_classes
     assert run.trainer.log_dir.startswith(f"runs/{path.stem}/")
     assert (tmp_path / "runs" / "scoreboard.csv").exists()
+    assert {file.name for file in Path(run.trainer.log_dir).rglob("*.ckpt")} == {"best.ckpt", "last.ckpt"}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: f"{path.parent.stem}-{path.stem}")
+def test_overlays_add_to_a_configuration(overlay, make_tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plain = resolved("svae_noise_small")["trainer"]["callbacks"]
+    run = run_two_steps(ROOT / "configs" / "svae_noise_small.yaml", make_tree, overlay)
+    assert run.trainer.global_step == 2
+    names = [type(callback).__name__ for callback in run.trainer.callbacks]
+    assert "CVLossSchedule" in names
+    assert {entry["class_path"].rpartition(".")[2] for entry in plain} < set(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("svae_noise", 16_942_419), ("svae_freckles", 2_557_539), ("svae_cifar", 2_557_539)]
+)
+def test_the_spectral_autoencoders_are_the_published_ones(name, parameters):
+    config = resolved(name)
+    model = config["model"]["init_args"]
+    assert sum(p.numel() for p in PatchSVAE(**model["net"]["init_args"]).parameters()) == parameters
+    assert model["lr_scheduler"]["init_args"]["T_max"] == config["trainer"]["max_epochs"]
+    assert (model["cross_attention_clip"], model["loss"]) == (0.5, "mse")
 
 
 def test_the_recipe_is_the_reported_one():

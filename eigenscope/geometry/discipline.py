@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from eigenscope.geometry.expected_cv import expected_cv
 from torch import Tensor
+
+from eigenscope.geometry.expected_cv import expected_cv
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,11 @@ class SpectralCode(NamedTuple):
     grid: tuple[int, int]
 
     @property
+    def sectors(self) -> dict[str, Tensor]:
+        """The points that lie on spheres, by name."""
+        return {"M": self.points}
+
+    @property
     def coordinated(self) -> Tensor:
         """S′, the singular values that the decoder sees, (B, L, D)."""
         return self.singular_values * self.gains
@@ -100,6 +105,7 @@ class PatchSVAE(nn.Module):
             raise ValueError(f"gram_precision must be one of {', '.join(_GRAM_DTYPES)}, got {gram_precision!r}")
         if image_size is not None:
             patch_grid(image_size, image_size, patch_size)
+        self.sector_shapes = {"M": (num_points, dim)}
         self.num_points = num_points
         self.dim = dim
         self.patch_size = patch_size
@@ -116,6 +122,11 @@ class PatchSVAE(nn.Module):
         code = self.encode(images)
         return self.decode(code), code
 
+    def encoder_output(self, images: Tensor) -> Tensor:
+        """The rows of M before they are normalised, (B, L, V, D)."""
+        numbers: Tensor = self.encoder(unfold_patches(images, self.patch_size))
+        return numbers.reshape(*numbers.shape[:-1], self.num_points, self.dim)
+
     def encode(self, images: Tensor) -> SpectralCode:
         """The code of images (B, 3, H, W).
 
@@ -124,7 +135,7 @@ class PatchSVAE(nn.Module):
         """
         height, width = images.shape[-2:]
         grid = patch_grid(height, width, self.patch_size)
-        raw = self.encoder(unfold_patches(images, self.patch_size)).unflatten(-1, (self.num_points, self.dim))
+        raw = self.encoder_output(images)
         with torch.autocast(images.device.type, enabled=False):
             raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
             points = F.normalize(raw, dim=-1)

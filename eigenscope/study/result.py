@@ -60,12 +60,14 @@ class Score:
 class EpochResult:
     """One epoch, counted from 1: every scalar logged in it by name, and its seconds with validation.
 
-    Figures of validation are there only if the epoch was validated.
+    Figures of validation are there only if the epoch was validated. ``restarts``: scores from this epoch on are not
+    comparable with those before, as when a curriculum makes the task harder.
     """
 
     epoch: int
     metrics: dict[str, float]
     seconds: float
+    restarts: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,5 +141,7 @@ class RunResult:
 
 
 def scored(epochs: tuple[EpochResult, ...] | list[EpochResult], score: Score) -> list[tuple[float, int]]:
-    """(score, epoch) of the epochs that have the score, in order."""
+    """(score, epoch) of the epochs that have the score, in order; only those that compare with the last one."""
+    start = max((place for place, row in enumerate(epochs) if row.restarts), default=0)
+    epochs = epochs[start:]
     return [(row.metrics[score.name], row.epoch) for row in epochs if score.name in row.metrics]

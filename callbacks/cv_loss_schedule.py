@@ -1,0 +1,206 @@
+"""The policy of the Cayley–Menger CV during training."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from eigenscope.geometry import SectorPolicy, cv_loss, proximity, volume_cv
+from eigenscope.noise import stream_key
+from eigenscope.protocols import Discipline, Disciplined, Sectors
+
+
+@dataclass
+class _Sector:
+    """What is known of a sector in a run."""
+
+    policy: SectorPolicy
+    target: float
+    number: int
+    cv: float | None = None  # as last measured
+    ema: float | None = None
+    figures: dict[str, float] = field(default_factory=dict)  # measured in this step, to be logged
+
+
+class CVLossSchedule(Callback):
+    """Holds the CV of simplex volumes of a module's sectors to their targets, and reports it.
+
+    For each sector it adds weight·(CV − target)² to the training loss, with gradient, the weight following phases
+    (see :class:`~eigenscope.geometry.SectorPolicy`); the CV is that of random simplices of random matrices of the
+    batch, drawn anew in every step from (seed, epoch, batch, rank). Every ``measure_every`` batches it logs, for M:
+    ``cv_M/measured`` ± ``cv_M/standard_error`` (of more simplices, over all ranks), their moving average
+    ``cv_M/ema``, ``cv_M/target``, ``cv_M/weight``, ``cv_M/proximity``, and the norms of the gradients of the
+    CV term and of the rest of the loss with respect to the sector's points, ``cv_M/gradient_norm`` and
+    ``cv_M/reconstruction_gradient_norm``.
+
+    Args:
+        sectors: sector to its policy.
+        measure_every: batches of an epoch between measurements, the first of which is at its start.
+        measure_matrices: matrices measured, or all there are.
+        measure_simplices: simplices of each of them.
+        loss_matrices: matrices of a step that the loss sees, or all there are.
+        loss_simplices: simplices of each of them.
+        ema_decay: weight of the past in the moving average of the measured CV.
+
+    Raises:
+        ValueError: a number is out of range; or, when training starts, the module has no sectors or not this one, a
+            sector has fewer than five points or four dimensions.
+    """
+
+    def __init__(
+        self,
+        sectors: dict[str, SectorPolicy],
+        measure_every: int = 50,
+        measure_matrices: int = 16,
+        measure_simplices: int = 200,
+        loss_matrices: int = 64,
+        loss_simplices: int = 64,
+        ema_decay: float = 0.9,
+    ) -> None:
+        for name, value, least in (
+            ("measure_every", measure_every, 1),
+            ("measure_matrices", measure_matrices, 1),
+            ("measure_simplices", measure_simplices, 2),
+            ("loss_matrices", loss_matrices, 1),
+            ("loss_simplices", loss_simplices, 2),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if not 0 <= ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}")
+        if not sectors:
+            raise ValueError("sectors must name at least one sector")
+        self.policies = sectors
+        self.measure_every = measure_every
+        self.measure_matrices = measure_matrices
+        self.measure_simplices = measure_simplices
+        self.loss_matrices = loss_matrices
+        self.loss_simplices = loss_simplices
+        self.ema_decay = ema_decay
+        self._seed: int | None = None
+        self._sectors: dict[str, _Sector] = {}
+        self._restored: dict[str, dict[str, float | None]] = {}
+        self._place = (0, 0)  # epoch and batch
+        self._discipline: Discipline | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Checks the sectors against the module before anything is trained."""
+        if stage != "fit":
+            return
+        shapes = pl_module.sector_shapes if isinstance(pl_module, Disciplined) else {}
+        for number, (name, policy) in enumerate(self.policies.items()):
+            if name not in shapes:
+                have = ", ".join(shapes) or "none"
+                raise ValueError(f"sectors: {type(pl_module).__name__} has no sector {name!r}; there are: {have}")
+            points, dim = shapes[name]
+            if points < 5 or dim < 4:
+                raise ValueError(
+                    f"sectors: the CV of {name!r} needs at least 5 points in 4 dimensions, it has {points} in {dim}"
+                )
+            self._sectors[name] = _Sector(policy, policy.target_in(dim), number)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Joins the training loss."""
+        seed = int(trainer.strategy.broadcast(torch.initial_seed()))
+        self._seed = seed if self._seed is None else self._seed
+        for name, values in self._restored.items():
+            if name in self._sectors:
+                self._sectors[name].cv, self._sectors[name].ema = values["cv"], values["ema"]
+        self._discipline = partial(self._apply, trainer)
+        cast(Disciplined, pl_module).disciplines.append(self._discipline)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves the training loss."""
+        self._leave(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leaves the training loss."""
+        self._leave(pl_module)
+
+    def _leave(self, pl_module: LightningModule) -> None:
+        if self._discipline is not None:
+            cast(Disciplined, pl_module).disciplines.remove(self._discipline)
+            self._discipline = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Notes how far training is."""
+        self._place = (trainer.current_epoch, batch_idx)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Logs what was measured in this step, and at the end of an epoch the moving averages as its figures."""
+        for name, sector in self._sectors.items():
+            if sector.figures:
+                figures = {f"cv_{name}/{figure}": value for figure, value in sector.figures.items()}
+                for logger in trainer.loggers:
+                    logger.log_metrics(figures, step=trainer.global_step)
+                sector.figures = {}
+            if trainer.is_last_batch and sector.ema is not None:
+                pl_module.log(f"cv_{name}/ema", sector.ema, on_step=False, on_epoch=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seed of the draws and the measured figures."""
+        return {"seed": self._seed, "sectors": {n: {"cv": s.cv, "ema": s.ema} for n, s in self._sectors.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over those of the run that goes on."""
+        self._seed = state_dict["seed"]
+        self._restored = state_dict["sectors"]
+
+    def _apply(self, trainer: Trainer, loss: Tensor, sectors: Sectors) -> Tensor:
+        """The discipline: adds the terms of all sectors, and measures when it is time."""
+        undisciplined = loss
+        epoch, batch_idx = self._place
+        measures = batch_idx % self.measure_every == 0
+        for name, sector in self._sectors.items():
+            points = sectors[name].flatten(0, -3)
+            generator = torch.Generator().manual_seed(
+                stream_key(self._seed or 0, epoch, batch_idx, trainer.global_rank, sector.number)
+            )
+            if measures:
+                self._measure(trainer, sector, points.detach(), generator)
+            if sector.policy.soft_hand is not None and sector.cv is not None:
+                loss = sector.policy.soft_hand.apply(loss, sector.cv, sector.target)
+            weight = sector.policy.weight_at(epoch + batch_idx / max(1, trainer.num_training_batches))
+            if weight:
+                chosen = _some(points, self.loss_matrices, generator)
+                term = weight * cv_loss(chosen, sector.target, self.loss_simplices, generator)
+                if measures:
+                    sector.figures["gradient_norm"] = _gradient_norm(term, sectors[name])
+                loss = loss + term
+            if measures:
+                sector.figures["weight"] = weight
+                sector.figures["reconstruction_gradient_norm"] = _gradient_norm(undisciplined, sectors[name])
+        return loss
+
+    def _measure(self, trainer: Trainer, sector: _Sector, points: Tensor, generator: torch.Generator) -> None:
+        estimate = volume_cv(_some(points, self.measure_matrices, generator), self.measure_simplices, generator)
+        pooled = torch.stack([estimate.cv.mean(), estimate.standard_error.square().mean() / len(estimate.cv)])
+        mean: Any = trainer.strategy.reduce(pooled, reduce_op="mean")
+        cv, variance = mean.tolist()
+        sector.cv = cv
+        sector.ema = cv if sector.ema is None else self.ema_decay * sector.ema + (1 - self.ema_decay) * cv
+        sector.figures = {
+            "measured": cv,
+            "standard_error": (variance / trainer.world_size) ** 0.5,
+            "ema": sector.ema,
+            "target": sector.target,
+            "proximity": proximity(cv, sector.target),
+        }
+
+
+def _some(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` of the matrices (N, V, D) at random, or all of them."""
+    if len(points) <= count:
+        return points
+    return points[torch.randperm(len(points), generator=generator)[:count].to(points.device)]
+
+
+def _gradient_norm(term: Tensor, points: Tensor) -> float:
+    """Of a term of the loss with respect to a sector's points."""
+    (gradient,) = torch.autograd.grad(term, points, retain_graph=True)
+    return float(gradient.norm())

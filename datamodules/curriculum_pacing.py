@@ -1,0 +1,87 @@
+"""Unlocks the tiers of a curriculum in a fit, and lets best scores restart."""
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from eigenscope.noise import Curriculum
+from eigenscope.protocols import KeepsBest
+
+
+class CurriculumPacing(Callback):
+    """Joins a fit for as long as its data follow a curriculum.
+
+    Logs ``curriculum/types``, the number of unlocked types, once an epoch.
+
+    Args:
+        curriculum: what is paced; with patience, ``score`` must be logged in validation.
+    """
+
+    def __init__(self, curriculum: Curriculum) -> None:
+        self.curriculum = curriculum
+        self._best = math.inf
+        self._waited = 0
+
+    def progress(self) -> dict[str, Any]:
+        """All there is to know of how far it is, as plain values."""
+        unlocked_at = self.curriculum.unlocked_at.tolist()
+        return {"unlocked_at": unlocked_at, "best": self._best, "waited": self._waited}
+
+    def go_on(self, progress: dict[str, Any]) -> None:
+        """Goes on from there."""
+        self.curriculum.unlocked_at.copy_(self.curriculum.unlocked_at.new_tensor(progress["unlocked_at"]))
+        self._best, self._waited = progress["best"], progress["waited"]
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Where a tier is new, lets the best scores restart."""
+        epoch = trainer.current_epoch
+        if epoch and self.curriculum.types_at(epoch) != self.curriculum.types_at(epoch - 1):
+            self._best, self._waited = math.inf, 0
+            _restart_best(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Unlocks the next tier from the next epoch on, if the score has stalled for long enough."""
+        if self.curriculum.patience is None or trainer.sanity_checking:
+            return
+        score = trainer.callback_metrics.get(self.curriculum.score)
+        if score is None:
+            logged = ", ".join(sorted(trainer.callback_metrics))
+            raise ValueError(f"score {self.curriculum.score!r} of the curriculum was not logged; there are: {logged}")
+        if float(score) < self._best:
+            self._best, self._waited = float(score), 0
+            return
+        self._waited += 1
+        if self._waited >= self.curriculum.patience:
+            self.curriculum.unlock_next(trainer.current_epoch + 1)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs how many types there were."""
+        types = self.curriculum.types_at(trainer.current_epoch)
+        pl_module.log("curriculum/types", float(len(types)), rank_zero_only=True)
+
+
+def _worst(mode: str) -> float:
+    return math.inf if mode == "min" else -math.inf
+
+
+def _restart_best(trainer: Trainer) -> None:
+    """Makes everything that keeps a best score forget it."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
+            callback.best_k_models = {}
+            callback.kth_best_model_path = callback.best_model_path = ""
+            callback.best_model_score = callback.current_score = None
+            callback.kth_value = torch.tensor(_worst(callback.mode))
+        elif isinstance(callback, EarlyStopping):
+            callback.wait_count = 0
+            callback.best_score = callback.best_score.new_tensor(_worst(callback.mode))
+        elif isinstance(callback, KeepsBest):
+            callback.restart_best()
+    for config in trainer.lr_scheduler_configs:
+        if isinstance(config.scheduler, ReduceLROnPlateau):
+            config.scheduler.best = config.scheduler.mode_worse
+            config.scheduler.num_bad_epochs = 0

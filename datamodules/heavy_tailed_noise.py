@@ -1,0 +1,132 @@
+"""Images of noise, some of it heavy-tailed, without end."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from datamodules.curriculum_pacing import CurriculumPacing
+from datamodules.loaders import Batch, check_loading, make_loader, run_seed
+from eigenscope.data import NoiseDataset
+from eigenscope.noise import NOISE_TYPES, Curriculum, noise_ids, stream_key
+
+_HELD_OUT = {"val": stream_key(1), "test": stream_key(2)}  # the same sets in every run, whatever its seed
+
+
+class HeavyTailedNoiseDataModule(LightningDataModule):
+    """Batches of noise images (B, 3, s, s) float32 with the ids of their types (B,) int64.
+
+    Every image is a function of (seed, epoch, index), the same for any number of workers and ranks. The training
+    images of an epoch hold the types in equal parts, in random order, and are new in every epoch; the validation and
+    test sets are fixed for each type, the same in every run. With a curriculum, training and validation see the
+    unlocked types, in equal parts, and the sizes stay as they are; the best score restarts at each unlock, in
+    ``ModelCheckpoint``, ``EarlyStopping``, ``ReduceLROnPlateau``, ``EpochTable`` and ``Scoreboard``, because an error
+    over more types is not comparable. Tests, and validation outside a fit, see all types.
+
+    Args:
+        types: names, see :data:`eigenscope.noise.NOISE_TYPES`, or ``all``.
+        image_size: side in pixels.
+        samples_per_epoch: training images.
+        val_samples_per_type: validation images of each type, and as many for the test, once all are unlocked.
+        clamp: bounds the values as reported, see :func:`eigenscope.noise.draw_noise`; None leaves the tails.
+        curriculum: which types when; None is all from the start.
+        batch_size: images per step over all ranks together.
+        num_workers: loader processes per rank; ``auto`` is the cores of this rank, at most 8.
+
+    Raises:
+        ValueError: an argument is out of range, or a type is unknown; the message names it.
+    """
+
+    label_names = NOISE_TYPES
+    num_classes = len(NOISE_TYPES)
+
+    def __init__(
+        self,
+        types: Sequence[str] | Literal["all"] = "all",
+        image_size: int = 64,
+        samples_per_epoch: int = 16_384,
+        val_samples_per_type: int = 32,
+        clamp: float | None = None,
+        curriculum: Curriculum | None = None,
+        batch_size: int = 64,
+        num_workers: int | Literal["auto"] = "auto",
+    ) -> None:
+        super().__init__()
+        check_loading(batch_size, num_workers)
+        self.types = noise_ids(NOISE_TYPES if types == "all" else types)
+        for name, value, least in (
+            ("types", len(self.types), 1),
+            ("image_size", image_size, 2),
+            ("samples_per_epoch", samples_per_epoch, batch_size),
+            ("val_samples_per_type", val_samples_per_type, 1),
+        ):
+            if value < least:
+                size = "batch_size, " if name == "samples_per_epoch" else ""
+                raise ValueError(f"{name} must be at least {size}{least}, got {value}")
+        if clamp is not None and clamp <= 0:
+            raise ValueError(f"clamp must be above 0 or None, got {clamp}")
+        if curriculum is not None and set(curriculum.types) != set(self.types):
+            differ = sorted(NOISE_TYPES[kind] for kind in set(curriculum.types) ^ set(self.types))
+            raise ValueError(f"types and the tiers of the curriculum must hold the same, they differ in {differ}")
+        self.image_size = image_size
+        self.samples_per_epoch = samples_per_epoch
+        self.held_out_size = val_samples_per_type * len(self.types)
+        self.clamp = clamp
+        self.curriculum = curriculum
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.pacing = None if curriculum is None else CurriculumPacing(curriculum)
+        self._fits = False
+        self._seed = 0
+
+    def setup(self, stage: str) -> None:
+        """Takes the run's seed, and joins a fit to pace the curriculum."""
+        self._seed = run_seed(self.trainer)
+        self._fits = stage == "fit"
+        if self._fits and self.pacing is not None and self.trainer is not None:
+            self.trainer.callbacks.insert(0, self.pacing)  # type: ignore[attr-defined]  # before checkpoints are saved
+
+    def teardown(self, stage: str) -> None:
+        """Leaves the fit."""
+        if stage == "fit" and self.trainer is not None and self.pacing in self.trainer.callbacks:  # type: ignore[attr-defined]
+            self.trainer.callbacks.remove(self.pacing)  # type: ignore[attr-defined]
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """New images in every epoch, in random order."""
+        return self._loader("train", self.samples_per_epoch, self._seed)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """The fixed validation images of the unlocked types."""
+        return self._loader("val", self.held_out_size, _HELD_OUT["val"])
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """The fixed test images of all types."""
+        return self._loader("test", self.held_out_size, _HELD_OUT["test"])
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """The test images."""
+        return self.test_dataloader()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The curriculum's, if there is one."""
+        return {} if self.pacing is None else self.pacing.progress()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on where the curriculum was."""
+        if self.pacing is not None:
+            self.pacing.go_on(state_dict)
+
+    def _loader(self, name: str, size: int, seed: int) -> DataLoader[Batch]:
+        train = name == "train"
+        types = self.curriculum if self.curriculum is not None and self._fits and name != "test" else self.types
+        return make_loader(
+            self.trainer,
+            NoiseDataset(size, types, self.image_size, seed=seed, fixed=not train, clamp=self.clamp),
+            name,
+            size=size,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            train=train,
+            seed=seed,
+        )

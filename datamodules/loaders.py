@@ -1,0 +1,85 @@
+"""The loader that all data modules share: keyed samples, whole batches, one order for any number of ranks."""
+
+import os
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from eigenscope.data import EpochSampler
+
+Batch = tuple[Tensor, Tensor]
+
+
+def check_loading(batch_size: int, num_workers: int | Literal["auto"]) -> None:
+    """Checks the options that all data modules share.
+
+    Raises:
+        ValueError: one is out of range.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if num_workers != "auto" and num_workers < 0:
+        raise ValueError(f"num_workers must be 'auto' or at least 0, got {num_workers}")
+
+
+def run_seed(trainer: Trainer | None) -> int:
+    """The seed of the run; to be called on all ranks at once, in ``setup``."""
+    return int(trainer.strategy.broadcast(torch.initial_seed())) if trainer else torch.initial_seed()
+
+
+def make_loader(
+    trainer: Trainer | None,
+    dataset: Dataset[Batch],
+    name: str,
+    *,
+    size: int,
+    batch_size: int,
+    num_workers: int | Literal["auto"],
+    train: bool,
+    seed: int = 0,
+) -> DataLoader[Batch]:
+    """A loader of this rank's share of a data set.
+
+    Args:
+        trainer: whose ranks share the data; None is a single process.
+        dataset: takes a list of :class:`~eigenscope.data.EpochIndex` and returns a whole batch.
+        name: of the set, for messages.
+        size: samples.
+        batch_size: over all ranks.
+        num_workers: processes of this rank; ``auto`` is its cores, at most 8.
+        train: shuffled, in whole batches only; otherwise every sample once, in order.
+        seed: of the order.
+
+    Raises:
+        ValueError: batch size or data do not go round.
+    """
+    ranks, rank, local_ranks = 1, 0, 1
+    if trainer is not None:
+        ranks, rank, local_ranks = trainer.world_size, trainer.global_rank, trainer.num_devices
+    if batch_size % ranks:
+        raise ValueError(f"batch_size is over all ranks and must be a multiple of {ranks}, got {batch_size}")
+    if size < ranks:
+        raise ValueError(f"the {name} set of {size} images is too small for {ranks} ranks")
+    workers = min(8, max(1, _cores() // max(1, local_ranks))) if num_workers == "auto" else num_workers
+    return DataLoader(
+        dataset,
+        batch_size=batch_size // ranks,
+        sampler=EpochSampler(size, shuffle=train, even=train, seed=seed, num_replicas=ranks, rank=rank),
+        drop_last=train,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=_as_it_is,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    """The data set yields whole batches; a lambda could not be sent to a spawned worker."""
+    return batch
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,52 @@
+"""What Lightning modules, data modules and callbacks may ask of each other: the whole contract between the rooms."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+Sectors = Mapping[str, Tensor]
+"""Name to points on a sphere, (..., V, D): V unit vectors of R^D, over any leading shape of matrices."""
+
+Discipline = Callable[[Tensor, Sectors], Tensor]
+"""Takes a training loss and the sectors of the same forward pass, both with gradient; returns the loss to be used."""
+
+
+@runtime_checkable
+class Disciplined(Protocol):
+    """A module whose latents lie on spheres, and whose training loss others may change.
+
+    Attributes:
+        sector_shapes: sector to (V, D), known before the first batch.
+        disciplines: applied to the loss in every training step, in order.
+    """
+
+    sector_shapes: Mapping[str, tuple[int, int]]
+    disciplines: list[Discipline]
+
+
+@runtime_checkable
+class Autoencoding(Protocol):
+    """A module that reconstructs images."""
+
+    def autoencode(self, images: Tensor) -> tuple[Tensor, Sectors]:
+        """The reconstructions of images (B, 3, H, W), same shape, and the latents on spheres."""
+
+
+@runtime_checkable
+class Traced(Protocol):
+    """A module that can say where a step first went wrong."""
+
+    def trace(self, batch: Any) -> Iterable[tuple[str, Tensor]]:
+        """The tensors of a step, (B, ...), with their names, in the order in which they are computed."""
+
+    def describe(self, batch: Any, sample: int) -> str:
+        """What a person calls the sample at this place of the batch, such as its noise type."""
+
+
+@runtime_checkable
+class KeepsBest(Protocol):
+    """A callback that keeps the best score of a run."""
+
+    def restart_best(self) -> None:
+        """Forgets it: the scores from this epoch on are not comparable with those before."""

@@ -1,0 +1,216 @@
+"""Training an autoencoder whose latents are points on spheres."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal, cast, get_args
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from eigenscope.nn import PatchSVAE
+from eigenscope.protocols import Discipline, Sectors
+from lightning_modules.grouped_mean import GroupedMean
+from lightning_modules.mean_loss import MeanLoss
+from lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
+from lightning_modules.sector_geometry import SectorGeometry
+
+ReconstructionLoss = Literal["mse", "huber", "log_cosh"]
+_STAGES = ("train", "val", "test")
+
+
+def reconstruction_errors(reconstructions: Tensor, images: Tensor, kind: ReconstructionLoss) -> Tensor:
+    """The mean over each sample of a function of e = reconstruction − image.
+
+    Args:
+        reconstructions: (B, ...).
+        images: same shape.
+        kind: ``mse`` is e²; ``huber`` e²/2 up to |e| = 1 and |e| − ½ beyond (Huber 1964); ``log_cosh`` log cosh e,
+            without overflow.
+
+    Returns:
+        (B,), at least float32.
+    """
+    error = (reconstructions.to(torch.promote_types(reconstructions.dtype, torch.float32)) - images).flatten(1)
+    if kind == "mse":
+        return error.square().mean(1)
+    if kind == "huber":
+        return F.huber_loss(error, torch.zeros_like(error), reduction="none").mean(1)
+    return (error.abs() + F.softplus(-2 * error.abs()) - math.log(2)).mean(1)
+
+
+class SpectralAutoencoderModule(LightningModule):
+    """Reconstruction training of a :class:`~eigenscope.nn.PatchSVAE` on batches of images and labels.
+
+    Logs once an epoch ``{train,val,test}/loss``, the reconstruction loss, and ``/mse``, both as means over samples of
+    all ranks; in validation also ``val/spectral_shift``, the mean |S′ − S|, and for every sector, such as M,
+    ``geometry_M/*``, see :class:`~lightning_modules.sector_geometry.SectorGeometry`. If the data module names its
+    labels (``label_names``), ``{val,test}_mse/<name>`` is the error of a label's images, and
+    ``{val,test}_power/<name>`` their mean square, which is the error of a reconstruction that is 0.
+
+    A callback may append a :data:`~eigenscope.protocols.Discipline` to ``disciplines``, which then sees the training
+    loss and the sectors of each step.
+
+    Args:
+        net: the network.
+        optimizer: makes the optimizer from the network's named trainable parameters.
+        lr_scheduler: makes the schedule from the optimizer; None keeps the rate.
+        lr_interval: what the schedule counts, ``epoch`` or ``step``.
+        loss: ``mse``, ``huber`` or ``log_cosh``, see :func:`reconstruction_errors`.
+        cross_attention_clip: largest norm of the gradient of the cross-attention's parameters; None does not clip.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        net: PatchSVAE,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: LRInterval = "epoch",
+        loss: ReconstructionLoss = "mse",
+        cross_attention_clip: float | None = 0.5,
+    ) -> None:
+        super().__init__()
+        check_interval(lr_interval)
+        if loss not in get_args(ReconstructionLoss):
+            raise ValueError(f"loss must be one of {', '.join(get_args(ReconstructionLoss))}, got {loss!r}")
+        if cross_attention_clip is not None and cross_attention_clip <= 0:
+            raise ValueError(f"cross_attention_clip must be above 0, got {cross_attention_clip}")
+        if _given_hyperparameters.get() is not None:
+            self.save_hyperparameters()  # from the command line these are plain values; from Python, live objects
+        self.net = net
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.lr_interval = lr_interval
+        self.loss = loss
+        self.cross_attention_clip = cross_attention_clip
+        self.sector_shapes = net.sector_shapes
+        self.disciplines: list[Discipline] = []
+        self.geometry = nn.ModuleDict({name: SectorGeometry(*shape) for name, shape in net.sector_shapes.items()})
+        figures = [f"{stage}/{name}" for stage in _STAGES for name in ("loss", "mse")]
+        self.means = nn.ModuleDict({name: MeanLoss() for name in (*figures, "val/spectral_shift")})
+        self.label_names: tuple[str, ...] = ()
+
+    def setup(self, stage: str) -> None:
+        """Makes room for the figures by label."""
+        self.label_names = tuple(getattr(getattr(self.trainer, "datamodule", None), "label_names", ()))
+        groups = len(self.label_names)
+        self.by_label = nn.ModuleDict(
+            {f"{stage}_{name}": GroupedMean(groups) for stage in ("val", "test") for name in ("mse", "power") if groups}
+        )
+
+    def configure_optimizers(self) -> Any:
+        """The injected optimizer over named trainable parameters, and its schedule."""
+        return optimizer_and_schedule(self, self.net, self.optimizer, self.lr_scheduler, self.lr_interval)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Reconstructions of images (B, 3, H, W), same shape."""
+        reconstructions: Tensor = self.net(images)[0]
+        return reconstructions
+
+    def autoencode(self, images: Tensor) -> tuple[Tensor, Sectors]:
+        """Reconstructions of images (B, 3, H, W), same shape, and the sectors."""
+        reconstructions, code = self.net(images)
+        return reconstructions, code.sectors
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The disciplined loss of a batch."""
+        images, _ = batch
+        reconstructions, code = self.net(images)
+        if self.global_step == 0:
+            self._note_untrained(code.sectors)
+        loss = self._record("train", images, reconstructions)
+        self.log("train/loss_step", loss.detach(), prog_bar=True)
+        for discipline in self.disciplines:
+            loss = discipline(loss, code.sectors)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Updates the validation figures."""
+        images, labels = batch
+        reconstructions, code = self.net(images)
+        self._record("val", images, reconstructions, labels)
+        shift = (code.coordinated - code.singular_values).abs().mean()
+        cast(MeanLoss, self.means["val/spectral_shift"]).update(shift, len(images))
+        self.log("val/spectral_shift", cast(MeanLoss, self.means["val/spectral_shift"]))
+        for name, points in code.sectors.items():
+            cast(SectorGeometry, self.geometry[name]).update(points)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Updates the test figures."""
+        images, labels = batch
+        self._record("test", images, self(images), labels)
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Reconstructions (B, 3, H, W)."""
+        reconstructions: Tensor = self(batch[0])
+        return reconstructions
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the figures by label and the geometry."""
+        self._log_by_label("val")
+        for name, geometry in self.geometry.items():
+            figures = cast(SectorGeometry, geometry).compute()
+            self.log_dict({f"geometry_{name}/{figure}": value for figure, value in figures.items()}, sync_dist=True)
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the figures by label."""
+        self._log_by_label("test")
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clips the cross-attention's gradient, as the published recipe does."""
+        if self.cross_attention_clip is not None:
+            nn.utils.clip_grad_norm_(self.net.cross_attention.parameters(), self.cross_attention_clip)
+
+    @torch.no_grad()
+    def trace(self, batch: tuple[Tensor, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of a step in the order in which they are computed, (B, ...) each."""
+        images, _ = batch
+        yield "target images", images
+        yield "encoder output", self.net.encoder_output(images)
+        code = self.net.encode(images)
+        yield "points M", code.points
+        yield "singular values S", code.singular_values
+        yield "gains S′/S", code.gains
+        reconstructions = self.net.decode(code)
+        yield "reconstructions", reconstructions
+        yield "reconstruction loss", reconstruction_errors(reconstructions, images, self.loss)
+
+    def describe(self, batch: tuple[Tensor, Tensor], sample: int) -> str:
+        """The noise type, or whatever the label of a sample is called."""
+        label = int(batch[1][sample])
+        return self.label_names[label] if self.label_names else f"label {label}"
+
+    def _note_untrained(self, sectors: Sectors) -> None:
+        for name, points in sectors.items():
+            geometry = cast(SectorGeometry, self.geometry[name])
+            if geometry.untrained.isnan().any():
+                geometry.note_untrained(points)
+
+    def _record(self, stage: str, images: Tensor, reconstructions: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Updates the figures of a batch and returns its loss."""
+        squares = reconstruction_errors(reconstructions, images, "mse")
+        losses = squares if self.loss == "mse" else reconstruction_errors(reconstructions, images, self.loss)
+        loss = losses.mean()
+        for name, value in (("loss", loss), ("mse", squares.mean())):
+            metric = cast(MeanLoss, self.means[f"{stage}/{name}"])
+            metric.update(value, len(images))
+            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True)
+        if labels is not None and self.label_names:
+            cast(GroupedMean, self.by_label[f"{stage}_mse"]).update(squares, labels)
+            cast(GroupedMean, self.by_label[f"{stage}_power"]).update(images.flatten(1).square().mean(1), labels)
+        return loss
+
+    def _log_by_label(self, stage: str) -> None:
+        for key, metric in self.by_label.items():
+            if key.startswith(stage):
+                means = cast(GroupedMean, metric).compute()
+                cast(GroupedMean, metric).reset()
+                pairs = zip(self.label_names, means.tolist(), strict=True)
+                self.log_dict({f"{key}/{name}": mean for name, mean in pairs if not math.isnan(mean)}, sync_dist=True)
