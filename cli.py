@@ -11,6 +11,7 @@ import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # its stub leaves it out
 
 import callbacks  # importing a package makes its classes known by their short names
 import datamodules  # noqa: F401
@@ -104,6 +105,12 @@ def _is_from_jsonargparse(error: BaseException) -> bool:
     return str(frame.f_globals.get("__name__")).startswith("jsonargparse")
 
 
+def _is_from_setup(error: BaseException) -> bool:
+    """Whether it was raised before the first step, while callbacks, data and optimizers were looked over."""
+    names = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+    return bool(names & {"_call_setup_hook", "setup_optimizers", "setup_data"})
+
+
 class _Parsed(Exception):
     """Carries the resolved configuration out of the constructor of :class:`_ParseOnly`."""
 
@@ -155,10 +162,16 @@ def main(args: list[str] | None = None) -> Any:
 
 
 def script() -> None:
-    """The command as installed: a wrong configuration is one sentence instead of a traceback."""
+    """The command as installed: what a person can mend is one sentence instead of a traceback."""
     try:
         main()
-    except ConfigurationError as error:
+    except (ConfigurationError, callbacks.NonFiniteError) as error:
+        sys.exit(f"error: {error}")
+    except LinAlgError as error:
+        sys.exit(f"error: {' '.join([str(error), *getattr(error, '__notes__', [])])}")  # the guard's note says where
+    except ValueError as error:
+        if not _is_from_setup(error):
+            raise
         sys.exit(f"error: {error}")
 
 

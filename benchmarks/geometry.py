@@ -10,13 +10,11 @@ the other four; a value that is not positive counts as lost, and its error as in
 
 import argparse
 import math
-import platform
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from timing import machine, medians
 from torch import Tensor
 
 from eigenscope.geometry import cayley_menger_volumes, simplex_volumes
@@ -64,28 +62,17 @@ def pentachora(height: float, dim: int, count: int, device: str) -> Tensor:
     return torch.cat([corners, foot + height * normal], 1).float().to(device)
 
 
-def seconds(form: Form, vertices: Tensor, backward: bool) -> float:
+def run(form: Form, vertices: Tensor, backward: bool) -> Callable[[], object]:
     vertices = vertices.detach().requires_grad_(backward)
-    if vertices.is_cuda:
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    volumes = form(vertices)
-    if backward:
-        volumes.sum().backward()
-    if vertices.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return lambda: form(vertices).sum().backward() if backward else form(vertices)
 
 
-def microseconds(forms: dict[str, Form], inputs: dict[str, Tensor], backward: bool, rounds: int) -> dict[str, float]:
+def microseconds(
+    forms: dict[str, Form], inputs: dict[str, Tensor], backward: bool, rounds: int, device: str
+) -> dict[str, float]:
     """Median time per simplex of every form on its own input."""
-    for name, form in forms.items():
-        seconds(form, inputs[name], backward)
-    times: dict[str, list[float]] = {name: [] for name in forms}
-    for _ in range(rounds):
-        for name, form in forms.items():
-            times[name].append(1e6 * seconds(form, inputs[name], backward) / len(inputs[name]))
-    return {name: statistics.median(values) for name, values in times.items()}
+    times = medians({name: run(form, inputs[name], backward) for name, form in forms.items()}, rounds, device)
+    return {name: 1e6 * time / len(inputs[name]) for name, time in times.items()}
 
 
 def digits(form: Form, vertices: Tensor) -> str:
@@ -101,8 +88,8 @@ def table(dim: int, count: int, looped: int, rounds: int, device: str) -> None:
     forms = BATCHED | LOOPED
     vertices = pentachora(1.0, dim, count, device)
     inputs = {name: vertices[:looped] if name in LOOPED else vertices for name in forms}
-    forward = microseconds(forms, inputs, False, rounds)
-    both = microseconds(forms, inputs, True, rounds)
+    forward = microseconds(forms, inputs, False, rounds, device)
+    both = microseconds(forms, inputs, True, rounds, device)
     flat = {height: pentachora(height, dim, 4096, device) for height in HEIGHTS}
     print(f"\n{count} pentachora at D = {dim} ({looped} in a loop), {device}, median of {rounds}")
     header = ["form", "fwd µs each", "over ours", "fwd + bwd µs", "over ours", *(f"at {h:g}" for h in HEIGHTS)]
@@ -121,7 +108,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--simplices", type=int, default=12_800, help="64 matrices with 200 each by default")
     options = parser.parse_args()
-    print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads")
+    print(machine())
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     for device in devices:
         if device == "cuda":

@@ -9,12 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timing import machine, medians
+from timing import machine, medians, ratio_table
 
 from eigenscope.geometry import cv_loss, expected_cv, volume_cv
 from eigenscope.nn import PatchSVAE
 from eigenscope.noise import draw_noise
-from eigenscope.study import text_table
 
 
 def training_step(images: torch.Tensor, *, cv: bool, measure: bool = False, **options: Any) -> Callable[[], object]:
@@ -54,8 +53,7 @@ def training_steps(batch: int, rounds: int, device: str) -> None:
     }
     times = medians(rows, rounds, device)
     print(f"\nTraining step of PatchSVAE, Freckles regime, {batch} images of 64², {device}, fp32, median of {rounds}")
-    base = times["without the CV term"]
-    print(text_table(["step", "ms", "ratio"], [[n, f"{1e3 * t:.1f}", f"{t / base:.3f}×"] for n, t in times.items()]))
+    print(ratio_table(times, "step", over="without the CV term"))
 
 
 def main() -> None:

@@ -7,40 +7,17 @@ Rounds alternate between the rows of a table, so that a machine that slows down 
 """
 
 import argparse
-import platform
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from timing import machine, medians, ratio_table
 
 from eigenscope.linalg import fix_signs, gram_svd
 from eigenscope.nn import DeiT, TapConfig
 from eigenscope.precision import has_bf16
-from eigenscope.study import text_table
 
 TAPS = TapConfig(layers=(3, 6, 9, 12), rank=32)
-
-
-def milliseconds(run: Callable[[], object], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - started)
-
-
-def medians(rows: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
-    for run in rows.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in rows}
-    for _ in range(rounds):
-        for name, run in rows.items():
-            times[name].append(milliseconds(run, device))
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def training_step(net: DeiT, images: torch.Tensor, labels: torch.Tensor, dtype: torch.dtype) -> Callable[[], object]:
@@ -66,8 +43,7 @@ def training_steps(batch: int, rounds: int, device: str, dtype: torch.dtype) -> 
     times = medians(rows, rounds, device)
     precision = str(dtype).removeprefix("torch.")
     print(f"\nTraining step of DeiT-Small, batch {batch}, {device}, {precision}, median of {rounds}")
-    base = times["without taps"]
-    print(text_table(["arm", "ms", "ratio"], [[n, f"{t:.1f}", f"{t / base:.3f}×"] for n, t in times.items()]))
+    print(ratio_table(times, "arm", over="without taps"))
 
 
 def per_tap_fp64(tokens: torch.Tensor) -> object:
@@ -93,16 +69,14 @@ def decompositions(batch: int, rounds: int, device: str) -> None:
     }
     times = medians(rows, rounds, device)
     print(f"\nDecomposition of 4 taps × {batch} token matrices 64×32, {device}, median of {rounds}")
-    ours = times["stacked gram_svd, right vectors (ours)"]
-    print(text_table(["form", "ms", "over ours"], [[n, f"{t:.1f}", f"{t / ours:.2f}×"] for n, t in times.items()]))
+    print(ratio_table(times, "form", over="stacked gram_svd, right vectors (ours)"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    machine = platform.processor() or platform.machine()
-    print(f"torch {torch.__version__}, {machine}, {torch.get_num_threads()} threads")
+    print(machine())
     decompositions(256, 4 * options.rounds, "cpu")
     training_steps(64, options.rounds, "cpu", torch.float32)
     if torch.cuda.is_available():

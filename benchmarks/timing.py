@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from eigenscope.study import text_table
+
 
 def machine() -> str:
     """What ran it, for the head of a report."""
@@ -36,3 +38,9 @@ def medians(rows: Mapping[str, Callable[[], object]], rounds: int, device: str) 
         for name, run in rows.items():
             times[name].append(seconds(run, device))
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def ratio_table(times: Mapping[str, float], heading: str, over: str) -> str:
+    """Rows of milliseconds, each also as a ratio to the row ``over``."""
+    rows = [[name, f"{1e3 * time:.1f}", f"{time / times[over]:.3f}×"] for name, time in times.items()]
+    return text_table([heading, "ms", "ratio"], rows)

@@ -40,7 +40,7 @@ class EpochTable(EpochRecorder):
             str(row.epoch),
             "-" if train is None else self.score.text(train),
             "-" if val is None else self.score.text(val),
-            "-" if loss is None else f"{loss:.3f}",
+            "-" if loss is None else f"{loss:#.4g}",
             "-" if train is None or val is None else self.score.text(train - val, sign="+"),
             "-" if best is None else self.score.text(best[0]),
             "-" if best is None else str(best[1]),

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from callbacks.cv_loss_schedule import CVLossSchedule
 from eigenscope.figures import cv_histogram, reconstruction_figure, spectrum_figure
-from eigenscope.geometry import expected_cv, volume_cv
+from eigenscope.geometry import expected_cv, random_unit_points, spread_matrices, volume_cv
 from eigenscope.linalg import gram_svd
 from eigenscope.protocols import Autoencoding, Sectors
 
@@ -140,12 +139,10 @@ class ReconstructionGrid(Callback):
         """The figures of a sector's matrices (N, V, D), by tag."""
         num_points, dim = points.shape[1:]
         measured, untrained = _measure(points), self._untrained.get(name)
-        generator = torch.Generator().manual_seed(0)
-        random = F.normalize(torch.randn(_MATRICES, num_points, dim, generator=generator), dim=-1)
         sector = f"sector {name}: {num_points} points in {dim} dimensions"
         spectrum = spectrum_figure(
             measured["singular_values"],
-            random=_singular_values(random),
+            random=_singular_values(random_unit_points(_MATRICES, num_points, dim)),
             untrained=None if untrained is None else untrained["singular_values"],
             title=f"Singular values, {sector}",
         )
@@ -182,13 +179,11 @@ def _target(trainer: Trainer, name: str, dim: int) -> float | None:
 
 def _chosen(sectors: Sectors) -> dict[str, Tensor]:
     """Of every sector with a CV at most 512 matrices, evenly spaced, (N, V, D)."""
-    chosen = {}
-    for name, points in sectors.items():
-        matrices = points.reshape(-1, *points.shape[-2:])
-        if matrices.shape[1] >= 5 and matrices.shape[2] >= 4:
-            places = torch.linspace(0, len(matrices) - 1, min(len(matrices), _MATRICES)).round().long()
-            chosen[name] = matrices[places.to(matrices.device)]
-    return chosen
+    return {
+        name: spread_matrices(points, _MATRICES)
+        for name, points in sectors.items()
+        if points.shape[-2] >= 5 and points.shape[-1] >= 4
+    }
 
 
 def _measure(points: Tensor) -> dict[str, Tensor]:

@@ -3,10 +3,16 @@
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eigenscope.geometry import VolumeCV, effective_rank, expected_cv, volume_cv
+from eigenscope.geometry import (
+    VolumeCV,
+    effective_rank,
+    expected_cv,
+    random_unit_points,
+    spread_matrices,
+    volume_cv,
+)
 from eigenscope.linalg import gram_svd
 from lightning_modules.mean_loss import MeanLoss
 
@@ -36,8 +42,7 @@ class SectorGeometry(nn.Module):
         super().__init__()
         self.means = nn.ModuleList(MeanLoss() for _ in _SPECTRAL)
         self.cv = VolumeCV() if dim >= 4 and num_points >= 5 else None
-        generator = torch.Generator().manual_seed(0)
-        points = F.normalize(torch.randn(_MATRICES, num_points, dim, generator=generator, dtype=torch.float64), dim=-1)
+        points = random_unit_points(_MATRICES, num_points, dim)
         self.random = _spectral_figures(points).mean(-1).tolist() + ([expected_cv(dim)] if self.cv is not None else [])
         self.names = [*_SPECTRAL, "cv"][: len(self.random)]
         self.register_buffer("untrained", torch.full((len(self.names),), torch.nan))
@@ -45,7 +50,7 @@ class SectorGeometry(nn.Module):
     @torch.no_grad()
     def note_untrained(self, points: Tensor) -> None:
         """Takes the figures of points (..., V, D) for those of no training."""
-        chosen = _spread(points)
+        chosen = spread_matrices(points.detach(), _MATRICES)
         figures = [*_spectral_figures(chosen).mean(-1)]
         if self.cv is not None:
             generator = torch.Generator().manual_seed(0)
@@ -55,7 +60,7 @@ class SectorGeometry(nn.Module):
     @torch.no_grad()
     def update(self, points: Tensor) -> None:
         """Adds the matrices of a batch, (..., V, D)."""
-        chosen = _spread(points)
+        chosen = spread_matrices(points.detach(), _MATRICES)
         for mean, values in zip(self._means(), _spectral_figures(chosen), strict=True):
             mean.update(values.mean(), len(chosen))
         if self.cv is not None:
@@ -78,13 +83,6 @@ class SectorGeometry(nn.Module):
 
     def _means(self) -> list[MeanLoss]:
         return [cast(MeanLoss, mean) for mean in self.means]
-
-
-def _spread(points: Tensor) -> Tensor:
-    """At most 64 matrices, evenly spaced over all leading dimensions."""
-    matrices = points.detach().flatten(0, -3)
-    places = torch.linspace(0, len(matrices) - 1, min(len(matrices), _MATRICES)).round().long()
-    return matrices[places]
 
 
 def _spectral_figures(points: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from lightning_modules import ImageClassificationModule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DEMO = str(CONFIGS / "demo.yaml")
+SVAE = str(CONFIGS / "svae_noise_small.yaml")
+CV = str(CONFIGS / "cv" / "align_hand.yaml")
 NET = "--model.init_args.net.init_args"
 
 
@@ -190,6 +192,38 @@ def test_a_refused_value_is_one_sentence_at_the_command_line(tmp_path):
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "error: patch_size must divide image_size 32, got 5"
     assert "Traceback" not in done.stderr
+
+
+def svae(*more):
+    sizes = ["image_size=8", "samples_per_epoch=64", "val_samples_per_type=1", "batch_size=16", "num_workers=0"]
+    arguments = [f"--data.init_args.{size}" for size in sizes] + ["--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
+    return ["fit", "--config", SVAE, *arguments, "--trainer.enable_progress_bar=false", *more]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.init_args.image_size=10"], "image size must be a multiple of patch_size 4, got 10×10"),
+        ([f"{NET}.dim=6", f"{NET}.num_heads=4"], "dim must be a multiple of num_heads, got dim 6 and 4 heads"),
+        (["--config", CV, f"{NET}.num_points=4"], "the CV of 'M' needs at least 5 points in 4 dimensions, it has 4 in"),
+        (["--config", CV, f"{NET}.num_points=8", f"{NET}.dim=2"], "it has 8 in 2"),
+        (["--data.init_args.types=[gaussian, gauss]"], "noise type is 'gauss'; it must be one of gaussian, uniform,"),
+        (["--data.init_args.curriculum={epochs: [-1, 2, 3, 4]}"], "epochs of a curriculum must be at least 0, got [-1,"),
+        (["--trainer.callbacks+=CVLossSchedule", "--trainer.callbacks.sectors={Q: {}}"], "no sector 'Q'; there are: M"),
+        (
+            ["--data.init_args.clamp=null", "--data.init_args.types=[cauchy]", f"{NET}.hidden=2", f"{NET}.depth=0"]
+            + ["--model.init_args.optimizer.init_args.lr=1e20"],
+            "step 1: the first tensor that is not finite is",
+        ),
+    ],
+)
+def test_what_a_person_can_mend_is_one_sentence(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["cli.py", *svae(*arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.script()
+    assert str(stopped.value).startswith("error: ")
+    assert message in str(stopped.value)
+    assert "\n" not in str(stopped.value)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from eigenscope.geometry.discipline import Phase, SectorPolicy, SoftHand, proximity
 from eigenscope.geometry.effective_rank import effective_rank
 from eigenscope.geometry.expected_cv import expected_cv
+from eigenscope.geometry.matrices import random_unit_points, spread_matrices
 from eigenscope.geometry.metrics import EffectiveRank, VolumeCV
 from eigenscope.geometry.simplex_volumes import cayley_menger_volumes, simplex_volumes
 from eigenscope.geometry.volume_cv import CVEstimate, cv_loss, volume_cv
@@ -19,6 +20,8 @@ __all__ = [
     "effective_rank",
     "expected_cv",
     "proximity",
+    "random_unit_points",
     "simplex_volumes",
+    "spread_matrices",
     "volume_cv",
 ]

@@ -34,7 +34,7 @@ def _mix_(words: Tensor) -> Tensor:
     """SplitMix64's finaliser of int64 words, in place."""
     if words.device.type == "cpu":  # numpy takes 60 % of the time: it has shifts of unsigned words
         spare = np.empty(_CACHED_WORDS, np.uint64)
-        unsigned = words.numpy().reshape(-1).view(np.uint64)
+        unsigned = words.view(-1).numpy().view(np.uint64)
         for start in range(0, len(unsigned), _CACHED_WORDS):
             part = unsigned[start : start + _CACHED_WORDS]
             shifted = spare[: len(part)]
