@@ -11,34 +11,17 @@ for laws without normal numbers, of as many numbers as the images have.
 
 import argparse
 import math
-import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
+from timing import machine, medians
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from eigenscope.noise import NOISE_TYPES, draw_noise
 from eigenscope.study import text_table
-
-
-def seconds(run: Callable[[], object], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def medians(runs: Sequence[Callable[[], object]], rounds: int, device: str) -> list[float]:
-    for run in runs:
-        run()
-    times = [[seconds(run, device) for run in runs] for _ in range(rounds)]
-    return [statistics.median(column) for column in zip(*times, strict=True)]
 
 
 class _Unkeyed:
@@ -167,9 +150,8 @@ def laws(batch: int, image_size: int, rounds: int, device: str) -> None:
             return draw_noise(types, seed=0, epoch=0, samples=samples, image_size=image_size)
 
         bare = unkeyed.rand if name in WITHOUT_NORMALS else unkeyed.randn
-        ours, theirs, numbers = (
-            1e6 * t / batch for t in medians((keyed, getattr(unkeyed, name), bare), rounds, device)
-        )
+        runs = {"keyed": keyed, "unkeyed": getattr(unkeyed, name), "bare": bare}
+        ours, theirs, numbers = (1e6 * t / batch for t in medians(runs, rounds, device).values())
         table.append([name, f"{ours:.2f}", f"{theirs:.2f}", f"{ours / theirs:.2f}×", f"{numbers:.2f}"])
     print(f"\nNoise images of {image_size}², batch {batch}, {device}, µs per image, median of {rounds}")
     print(text_table(["type", "keyed (ours)", "unkeyed", "ratio", "bare"], table))
@@ -226,8 +208,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    machine = platform.processor() or platform.machine()
-    print(f"torch {torch.__version__}, {machine}, {torch.get_num_threads()} threads")
+    print(machine())
     laws(options.batch, options.image_size, options.rounds, "cpu")
     loaders(64, options.image_size, -(-options.rounds // 3))
     if torch.cuda.is_available():

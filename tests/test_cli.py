@@ -208,11 +208,13 @@ def svae(*more):
         (["--config", CV, f"{NET}.num_points=4"], "the CV of 'M' needs at least 5 points in 4 dimensions, it has 4 in"),
         (["--config", CV, f"{NET}.num_points=8", f"{NET}.dim=2"], "it has 8 in 2"),
         (["--data.init_args.types=[gaussian, gauss]"], "noise type is 'gauss'; it must be one of gaussian, uniform,"),
-        (["--data.init_args.curriculum={epochs: [-1, 2, 3, 4]}"], "epochs of a curriculum must be at least 0, got [-1,"),
+        (
+            ["--data.init_args.curriculum={epochs: [-1, 2, 3, 4]}"],
+            "epochs of a curriculum must be at least 0, got [-1,",
+        ),
         (["--trainer.callbacks+=CVLossSchedule", "--trainer.callbacks.sectors={Q: {}}"], "no sector 'Q'; there are: M"),
         (
-            ["--data.init_args.clamp=null", "--data.init_args.types=[cauchy]", f"{NET}.hidden=2", f"{NET}.depth=0"]
-            + ["--model.init_args.optimizer.init_args.lr=1e20"],
+            [f"{NET}.hidden=2", f"{NET}.depth=0", "--model.init_args.optimizer.init_args.lr=1e20"],
             "step 1: the first tensor that is not finite is",
         ),
     ],

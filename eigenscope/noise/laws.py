@@ -107,11 +107,11 @@ def _sides(parameters: Tensor) -> Tensor:
 
 def _block(streams: Streams, parameters: Tensor, size: int) -> Tensor:
     cells = -(-size // _BLOCKS[0])
-    coarse = streams.normal(3 * cells**2).contiguous()
-    cell = (torch.arange(size, device=coarse.device) // _sides(parameters)).to(torch.int32)
-    pixel = (cell[:, :, None] * cells + cell[:, None, :]).view(-1, 1, size**2)
-    channel = torch.arange(0, coarse.numel(), cells**2, dtype=torch.int32, device=coarse.device).view(-1, 3, 1)
-    return _images(coarse.view(-1).index_select(0, (channel + pixel).view(-1)), size)
+    coarse = streams.normal(3 * cells**2).reshape(-1, 3 * cells, cells)
+    cell = torch.arange(size, device=coarse.device) // _sides(parameters)
+    wide = coarse.gather(2, cell[:, None, :].expand(-1, 3 * cells, -1)).view(-1, size)
+    channel = torch.arange(0, len(wide), cells, device=coarse.device).view(-1, 3, 1)
+    return _images(wide.index_select(0, (channel + cell[:, None, :]).view(-1)), size)
 
 
 def _gradient(streams: Streams, parameters: Tensor, size: int) -> Tensor:

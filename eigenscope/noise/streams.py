@@ -147,7 +147,7 @@ class Streams:
         return _float_(self.half_words(count).bitwise_right_shift_(31).bitwise_or_(1))
 
     def normal(self, count: int) -> Tensor:
-        """N(0, 1) by Box and Muller, (N, count) float32; at most 6.56 in size."""
+        """N(0, 1) by Box and Muller, (N, count) float32; at most 6.56 in size, from 2^31 radii and 2^15 directions."""
         pairs = (count + 3) // 4 * 2
         bits = self.half_words(pairs + pairs // 2)
         values = torch.empty((len(bits), 2, pairs), device=bits.device)
