@@ -346,3 +346,14 @@ def test_importing_prints_nothing_and_starts_nothing():
     code = "import cli, torch; assert not torch.cuda.is_initialized()"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == done.stderr == ""
+
+
+def test_the_small_autoencoder_learns_what_can_be_compressed(tmp_path):
+    arguments = ["fit", "--config", SVAE, "--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
+    arguments += ["--data.init_args.image_size=16", "--data.init_args.num_workers=0"]
+    run = cli.main([*arguments, "--data.init_args.val_samples_per_type=4", "--trainer.enable_progress_bar=false"])
+    figures = run.trainer.callback_metrics
+    assert len([name for name in figures if name.startswith("val_mse/")]) == 16
+    for name in ("pink", "brown", "block", "gradient", "checkerboard"):
+        assert figures[f"val_mse/{name}"] < 0.5 * figures[f"val_power/{name}"], name
+    assert abs(figures["geometry_M/cv_untrained"] - figures["geometry_M/cv_random"]) < 0.1

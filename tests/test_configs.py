@@ -43,11 +43,12 @@ def test_runs_two_steps(path, make_tree, tmp_path, monkeypatch):
     assert {file.name for file in Path(run.trainer.log_dir).rglob("*.ckpt")} == {"best.ckpt", "last.ckpt"}
 
 
+@pytest.mark.parametrize("name", ["svae_noise", "svae_noise_small", "svae_freckles", "svae_cifar"])
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: f"{path.parent.stem}-{path.stem}")
-def test_overlays_add_to_a_configuration(overlay, make_tree, tmp_path, monkeypatch):
+def test_overlays_add_to_a_configuration(overlay, name, make_tree, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    plain = resolved("svae_noise_small")["trainer"]["callbacks"]
-    run = run_two_steps(ROOT / "configs" / "svae_noise_small.yaml", make_tree, overlay)
+    plain = resolved(name)["trainer"]["callbacks"]
+    run = run_two_steps(ROOT / "configs" / f"{name}.yaml", make_tree, overlay)
     assert run.trainer.global_step == 2
     names = [type(callback).__name__ for callback in run.trainer.callbacks]
     assert "CVLossSchedule" in names

@@ -1,4 +1,4 @@
-"""The example in docs/architecture.md runs as it is printed there."""
+"""The examples in the documentation run as they are printed there."""
 
 import re
 from contextlib import ExitStack
@@ -10,16 +10,20 @@ from torch.utils.data import DataLoader
 
 from eigenscope.data import ImageDataset, LabelledImages
 from eigenscope.linalg import gram_svd
-from eigenscope.nn import DeiT, TapConfig, observe, probes
+from eigenscope.nn import DeiT, PatchSVAE, TapConfig, observe, probes
 from lightning_modules import ImageClassificationModule
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "architecture.md"
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def example(name):
+    (text,) = re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(), flags=re.DOTALL)
+    return text
 
 
 def test_a_callback_reaches_a_tensor(tmp_path):
-    (example,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), flags=re.DOTALL)
     names = {"Callback": Callback, "ExitStack": ExitStack, "gram_svd": gram_svd, "observe": observe}
-    exec(example, names)
+    exec(example("architecture.md"), names)
     net = DeiT(image_size=16, width=16, depth=2, num_heads=2, num_classes=5, taps=TapConfig(layers=(1, 2), rank=4))
     images = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     loader = DataLoader(ImageDataset(LabelledImages(images, torch.arange(6) % 5)), 6, collate_fn=lambda batch: batch)
@@ -36,3 +40,10 @@ def test_a_callback_reaches_a_tensor(tmp_path):
     expected = torch.linalg.svdvals(seen["taps.projected"])[..., 0].mean()
     torch.testing.assert_close(trainer.callback_metrics["val/top_singular_value"], expected)
     assert all(probe.watchers == () for probe in probes(net).values())
+
+
+def test_the_autoencoder_without_lightning():
+    names = {"PatchSVAE": PatchSVAE, "images": torch.randn(2, 3, 16, 16), "photograph": torch.rand(1, 3, 520, 264)}
+    exec(example("spectral-autoencoder.md"), names)
+    assert names["same"].shape == (2, 3, 16, 16)
+    assert names["large"].shape == (1, 3, 520, 264)
