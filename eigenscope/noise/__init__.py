@@ -3,7 +3,7 @@
 from eigenscope.noise.curriculum import Curriculum
 from eigenscope.noise.laws import CURRICULUM_TIERS, NOISE_TYPES, noise_ids
 from eigenscope.noise.noise_images import draw_noise
-from eigenscope.noise.streams import normal, random_bits, stream_key, uniform
+from eigenscope.noise.streams import random_bits, stream_key, uniform
 
 __all__ = [
     "CURRICULUM_TIERS",
@@ -11,7 +11,6 @@ __all__ = [
     "Curriculum",
     "draw_noise",
     "noise_ids",
-    "normal",
     "random_bits",
     "stream_key",
     "uniform",

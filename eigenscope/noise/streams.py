@@ -198,22 +198,11 @@ def random_bits(key: int, indices: Tensor, count: int) -> Tensor:
 
 
 def uniform(key: int, indices: Tensor, count: int) -> Tensor:
-    """Uniform numbers in the open interval (0, 1), at the midpoints of 2^23 equal cells.
+    """Uniform numbers in the open interval (0, 1), at the midpoints of 2^23 equal cells, from a word each.
 
     Arguments as in :func:`random_bits`.
 
     Returns:
         (N, count) float32.
     """
-    return _drawn(lambda streams: streams.uniform(count), key, indices, count)
-
-
-def normal(key: int, indices: Tensor, count: int) -> Tensor:
-    """Standard normal numbers, at most 6.56 in size.
-
-    Arguments as in :func:`random_bits`.
-
-    Returns:
-        (N, count) float32.
-    """
-    return _drawn(lambda streams: streams.normal(count), key, indices, count)
+    return _shift_right(random_bits(key, indices, count), 41).to(torch.float32).add_(0.5).mul_(2.0**-23)
