@@ -10,6 +10,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # its stub l
 from torch.optim import Optimizer
 
 from eigenscope.protocols import Traced
+from eigenscope.study import StoppedRun
 
 
 class NonFiniteError(RuntimeError):
@@ -22,8 +23,8 @@ class FiniteGuard(Callback):
     Checked are each training batch, and before each step of the optimizer the loss and the gradients (with fp16
     scaling, which lets gradients overflow on purpose, the loss alone); under DDP all ranks stop together. The error
     names the step and, if the module is :class:`~eigenscope.protocols.Traced`, the first tensor that is not finite
-    and the sample it was found in. ``last_good.ckpt``, beside the other checkpoints, is the state before that step;
-    a ``fast_dev_run`` leaves none.
+    and the sample it was found in. ``last_good.ckpt``, beside the other checkpoints, is the state before that step; a
+    ``fast_dev_run`` leaves none. ``stopped.json`` in the log folder is the record that ``compare`` reads.
 
     Raises:
         NonFiniteError: something is not finite.
@@ -68,6 +69,8 @@ class FiniteGuard(Callback):
 
     def _report(self, trainer: Trainer, pl_module: LightningModule, together: bool) -> str:
         found = _first_non_finite(pl_module, self._batch)
+        if trainer.is_global_zero and trainer.logger is not None and trainer.logger.log_dir is not None:
+            StoppedRun(trainer.global_step, found).save(Path(trainer.logger.log_dir) / "stopped.json")
         return f"step {trainer.global_step}: {found}; {self._save(trainer, together)}"
 
     def _save(self, trainer: Trainer, together: bool) -> str:

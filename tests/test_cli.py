@@ -357,3 +357,17 @@ def test_the_small_autoencoder_learns_what_can_be_compressed(tmp_path):
     for name in ("pink", "brown", "block", "gradient", "checkerboard"):
         assert figures[f"val_mse/{name}"] < 0.5 * figures[f"val_power/{name}"], name
     assert abs(figures["geometry_M/cv_untrained"] - figures["geometry_M/cv_random"]) < 0.1
+
+
+def test_compare_says_which_runs_were_stopped_and_goes_on(tmp_path, capfd):
+    wild = tmp_path / "wild.yaml"
+    wild.write_text("model: {init_args: {optimizer: {init_args: {lr: 1.0e+20}}}}")
+    arms = ["--config", SVAE, str(wild), "--config", SVAE, "--dir", str(tmp_path / "study")]
+    sizes = [*svae()[3:], f"{NET}.hidden=8", f"{NET}.depth=0"]
+    (summary,) = cli.main(["compare", *arms, *sizes])
+    printed = capfd.readouterr().out
+    assert summary.name == "svae_noise_small"
+    (line,) = [line for line in printed.splitlines() if line.startswith("svae_noise_small+wild  ")]
+    assert re.match(r"svae_noise_small\+wild +0 +1 +the first tensor that is not finite is '", line)
+    cli.main(["compare", *arms, *sizes])
+    assert "svae_noise_small+wild seed 0: already stopped at step 1" in capfd.readouterr().out

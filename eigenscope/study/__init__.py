@@ -1,7 +1,7 @@
 """Results of runs: what one run leaves behind, the scoreboard over runs, and the comparison of arms."""
 
 from eigenscope.study.comparison import ArmSummary, Difference, Spread, compare_arms, comparison_table
-from eigenscope.study.result import EpochResult, RunResult, Score, scored
+from eigenscope.study.result import EpochResult, RunResult, Score, StoppedRun, scored
 from eigenscope.study.scoreboard import add_to_scoreboard, read_scoreboard, scoreboard_table
 from eigenscope.study.table import duration, text_table
 
@@ -12,6 +12,7 @@ __all__ = [
     "RunResult",
     "Score",
     "Spread",
+    "StoppedRun",
     "add_to_scoreboard",
     "compare_arms",
     "comparison_table",

@@ -19,11 +19,12 @@ from filelock import FileLock
 
 from eigenscope.files import replace_atomically
 from eigenscope.study.comparison import ArmSummary, compare_arms, comparison_table
-from eigenscope.study.result import RunResult
+from eigenscope.study.result import RunResult, StoppedRun
 from eigenscope.study.scoreboard import read_scoreboard, scoreboard_table
-from eigenscope.study.table import duration
+from eigenscope.study.table import duration, text_table
 
 Config = dict[str, Any]
+Outcome = RunResult | StoppedRun
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,14 @@ class PlannedRun:
             scoreboard["init_args"]["show"] = False  # once at the end instead of after every run
         return cls(arm, seed, config, root / arm / version)
 
-    def finished(self) -> RunResult | None:
-        """The result, if the run was trained to its end."""
-        path = self.folder / "result.json"
-        return RunResult.load(path) if path.exists() else None
+    def outcome(self) -> Outcome | None:
+        """What came of it, if the run was trained to its end or to a number that was not finite."""
+        for name, kind in (("result.json", RunResult), ("stopped.json", StoppedRun)):
+            if (self.folder / name).exists():
+                return kind.load(self.folder / name)
+        return None
 
-    def train(self) -> RunResult:
+    def train(self) -> Outcome:
         """Trains in a new process; what an earlier attempt left that did not finish is renamed, not removed.
 
         If another ``compare`` is training the same run, waits for it and takes its result.
@@ -63,9 +66,9 @@ class PlannedRun:
         """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder.with_name(f".{self.folder.name}.lock")):
-            return self.finished() or self._train()
+            return self.outcome() or self._train()
 
-    def _train(self) -> RunResult:
+    def _train(self) -> Outcome:
         if self.folder.exists():
             number = sum(1 for _ in self.folder.parent.glob(f"{self.folder.name}-unfinished*"))
             self.folder.rename(self.folder.with_name(f"{self.folder.name}-unfinished{number}"))
@@ -73,13 +76,13 @@ class PlannedRun:
         asked.write_text(yaml.safe_dump(self.config, sort_keys=False))
         command = [sys.executable, "-m", "cli", "fit", "--config", str(asked)]
         code = subprocess.run(command, check=False).returncode
-        if code:
+        if code and not (self.folder / "stopped.json").exists():
             alone = shlex.join([*command, "--trainer.logger", "false"])
             raise SystemExit(f"{self} failed with exit code {code}; finished runs are kept. To see it alone: {alone}")
-        result = self.finished()
-        if result is None:
+        outcome = self.outcome()
+        if outcome is None:
             raise SystemExit(f"{self} left no {self.folder / 'result.json'}: it never logged its Scoreboard's score")
-        return result
+        return outcome
 
     def __str__(self) -> str:
         return f"{self.arm} seed {self.seed}"
@@ -153,13 +156,24 @@ def compare_main(args: list[str], resolve: Callable[[list[str]], Config]) -> lis
         if problem is not None:
             parser.error(f"arm {name}: {problem}")
     runs = [PlannedRun.plan(name, seed, resolved[name], options.dir) for seed in options.seeds for name in names]
-    results = _train_all(runs)
-    summaries = compare_arms({name: {run.seed: result for run, result in results if run.arm == name} for name in names})
-    table = comparison_table(summaries)
+    outcomes = _train_all(runs)
+    by_arm = {name: {run.seed: outcome for run, outcome in outcomes if run.arm == name} for name in names}
+    whole = {
+        name: results
+        for name, seeds in by_arm.items()
+        if len(results := {s: o for s, o in seeds.items() if isinstance(o, RunResult)}) == len(seeds)
+    }
+    summaries = compare_arms(whole) if whole else []
+    table = "\n\n".join(
+        [
+            *([_stopped_table(outcomes)] if len(whole) < len(names) else []),
+            *([comparison_table(summaries)] if whole else []),
+        ]
+    )
     target = options.dir / ("-vs-".join(names) + ".json")
     with replace_atomically(target) as aside:
         arms = [asdict(summary) for summary in summaries]
-        aside.write_text(json.dumps({"arms": arms, "runs": [str(run.folder) for run, _ in results]}, indent=1))
+        aside.write_text(json.dumps({"arms": arms, "runs": [str(run.folder) for run, _ in outcomes]}, indent=1))
     with replace_atomically(target.with_suffix(".txt")) as aside:
         aside.write_text(table + "\n")
     print(f"\nHead-to-head ({target.with_suffix('.txt')})\n{table}\n", flush=True)
@@ -168,14 +182,22 @@ def compare_main(args: list[str], resolve: Callable[[list[str]], Config]) -> lis
     return summaries
 
 
-def _train_all(runs: list[PlannedRun]) -> list[tuple[PlannedRun, RunResult]]:
+def _stopped_table(outcomes: list[tuple[PlannedRun, Outcome]]) -> str:
+    """The runs that numbers ended which were not finite; their arms are left out of the head-to-head."""
+    stopped = [(run, outcome) for run, outcome in outcomes if isinstance(outcome, StoppedRun)]
+    rows = [[run.arm, str(run.seed), f"{outcome.step:,}", outcome.reason] for run, outcome in stopped]
+    return text_table(["stopped arm", "seed", "after steps", "because"], rows)
+
+
+def _train_all(runs: list[PlannedRun]) -> list[tuple[PlannedRun, Outcome]]:
     results = []
     spent, trained = 0.0, 0
-    waiting = sum(run.finished() is None for run in runs)
+    waiting = sum(run.outcome() is None for run in runs)
     for number, run in enumerate(runs, start=1):
-        result = run.finished()
+        result = run.outcome()
         if result is not None:
-            print(f"[{number}/{len(runs)}] {run}: already finished in {run.folder}", flush=True)
+            how = "finished" if isinstance(result, RunResult) else f"stopped at step {result.step}"
+            print(f"[{number}/{len(runs)}] {run}: already {how} in {run.folder}", flush=True)
         else:
             left = f", about {duration(spent / trained * (waiting - trained))} left" if trained else ""
             print(f"\n[{number}/{len(runs)}] {run}{left}", flush=True)

@@ -140,6 +140,24 @@ class RunResult:
         return cls(**known | {"epochs": epochs, "score": Score(**known["score"])})
 
 
+@dataclass(frozen=True)
+class StoppedRun:
+    """A run that was ended by a number that is not finite: after how many steps, and what was found."""
+
+    step: int
+    reason: str
+
+    def save(self, path: Path) -> None:
+        """Writes JSON, whole or not at all."""
+        with replace_atomically(path) as aside:
+            aside.write_text(json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads what :meth:`save` wrote."""
+        return cls(**json.loads(path.read_text()))
+
+
 def scored(epochs: tuple[EpochResult, ...] | list[EpochResult], score: Score) -> list[tuple[float, int]]:
     """(score, epoch) of the epochs that have the score, in order; only those that compare with the last one."""
     start = max((place for place, row in enumerate(epochs) if row.restarts), default=0)
