@@ -106,9 +106,10 @@ def _is_from_jsonargparse(error: BaseException) -> bool:
 
 
 def _is_from_setup(error: BaseException) -> bool:
-    """Whether it was raised before the first step, while callbacks, data and optimizers were looked over."""
+    """Whether it was raised before the first step, while all parts of the run were looked over."""
     names = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
-    return bool(names & {"_call_setup_hook", "setup_optimizers", "setup_data"})
+    before = {"_call_setup_hook", "restore_datamodule", "setup_optimizers", "setup_data", "_run_sanity_check"}
+    return bool(names & before)
 
 
 class _Parsed(Exception):

@@ -34,7 +34,11 @@ class CVLossSchedule(Callback):
     ``cv_M/measured`` ± ``cv_M/standard_error`` (of more simplices, over all ranks), their moving average
     ``cv_M/ema``, ``cv_M/target``, ``cv_M/weight``, ``cv_M/proximity``, and the norms of the gradients of the
     CV term and of the rest of the loss with respect to the sector's points, ``cv_M/gradient_norm`` and
-    ``cv_M/reconstruction_gradient_norm``.
+    ``cv_M/reconstruction_gradient_norm``; and ``cv_M/degenerate``, the share of measured matrices that have no CV
+    because all their points coincide, which the other figures leave out.
+
+    A sector that carries no gradient, such as that of a frozen encoder, is measured and gets no term. State is saved
+    and resumes exactly at epoch boundaries.
 
     Args:
         sectors: sector to its policy.
@@ -109,6 +113,7 @@ class CVLossSchedule(Callback):
         for name, values in self._restored.items():
             if name in self._sectors:
                 self._sectors[name].cv, self._sectors[name].ema = values["cv"], values["ema"]
+        self._restored = {}
         self._discipline = partial(self._apply, trainer)
         cast(Disciplined, pl_module).disciplines.append(self._discipline)
 
@@ -142,6 +147,16 @@ class CVLossSchedule(Callback):
             if trainer.is_last_batch and sector.ema is not None:
                 pl_module.log(f"cv_{name}/ema", sector.ema, on_step=False, on_epoch=True)
 
+    @property
+    def targets(self) -> dict[str, float]:
+        """The CV that each sector is held to, once training has been set up."""
+        return {name: sector.target for name, sector in self._sectors.items()}
+
+    @property
+    def state_key(self) -> str:
+        """Differs between instances for different sectors; two for one sector are refused by Lightning."""
+        return f"CVLossSchedule{sorted(self.policies)}"
+
     def state_dict(self) -> dict[str, Any]:
         """The seed of the draws and the measured figures."""
         return {"seed": self._seed, "sectors": {n: {"cv": s.cv, "ema": s.ema} for n, s in self._sectors.items()}}
@@ -157,7 +172,7 @@ class CVLossSchedule(Callback):
         epoch, batch_idx = self._place
         measures = batch_idx % self.measure_every == 0
         for name, sector in self._sectors.items():
-            points = sectors[name].flatten(0, -3)
+            points = sectors[name].reshape(-1, *sectors[name].shape[-2:])
             generator = torch.Generator().manual_seed(
                 stream_key(self._seed or 0, epoch, batch_idx, trainer.global_rank, sector.number)
             )
@@ -166,7 +181,7 @@ class CVLossSchedule(Callback):
             if sector.policy.soft_hand is not None and sector.cv is not None:
                 loss = sector.policy.soft_hand.apply(loss, sector.cv, sector.target)
             weight = sector.policy.weight_at(epoch + batch_idx / max(1, trainer.num_training_batches))
-            if weight:
+            if weight and points.requires_grad:
                 chosen = _some(points, self.loss_matrices, generator)
                 term = weight * cv_loss(chosen, sector.target, self.loss_simplices, generator)
                 if measures:
@@ -179,17 +194,20 @@ class CVLossSchedule(Callback):
 
     def _measure(self, trainer: Trainer, sector: _Sector, points: Tensor, generator: torch.Generator) -> None:
         estimate = volume_cv(_some(points, self.measure_matrices, generator), self.measure_simplices, generator)
-        pooled = torch.stack([estimate.cv.mean(), estimate.standard_error.square().mean() / len(estimate.cv)])
-        mean: Any = trainer.strategy.reduce(pooled, reduce_op="mean")
-        cv, variance = mean.tolist()
-        sector.cv = cv
-        sector.ema = cv if sector.ema is None else self.ema_decay * sector.ema + (1 - self.ema_decay) * cv
-        sector.figures = {
-            "measured": cv,
-            "standard_error": (variance / trainer.world_size) ** 0.5,
+        spread = estimate.cv.isfinite()
+        parts = [spread, estimate.cv[spread], estimate.standard_error[spread].square(), torch.ones_like(spread)]
+        sums: Any = trainer.strategy.reduce(torch.stack([part.double().sum() for part in parts]), reduce_op="sum")
+        count, cvs, variances, matrices = sums.tolist()
+        sector.figures = {"target": sector.target, "degenerate": 1 - count / matrices}
+        if not count:
+            return
+        sector.cv = cvs / count
+        sector.ema = sector.cv if sector.ema is None else self.ema_decay * sector.ema + (1 - self.ema_decay) * sector.cv
+        sector.figures |= {
+            "measured": sector.cv,
+            "standard_error": variances**0.5 / count,
             "ema": sector.ema,
-            "target": sector.target,
-            "proximity": proximity(cv, sector.target),
+            "proximity": proximity(sector.cv, sector.target),
         }
 
 
@@ -202,5 +220,7 @@ def _some(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 def _gradient_norm(term: Tensor, points: Tensor) -> float:
     """Of a term of the loss with respect to a sector's points."""
-    (gradient,) = torch.autograd.grad(term, points, retain_graph=True)
-    return float(gradient.norm())
+    if not (points.requires_grad and term.requires_grad):
+        return 0.0
+    (gradient,) = torch.autograd.grad(term, points, retain_graph=True, allow_unused=True)
+    return 0.0 if gradient is None else float(gradient.norm())

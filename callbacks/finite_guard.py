@@ -31,44 +31,51 @@ class FiniteGuard(Callback):
     """
 
     def __init__(self) -> None:
-        self._batch: Any = None
-        self._losses_finite: Tensor | None = None  # of the batches since the last step
+        self._batch: Any = None  # the latest, or the first since the last step whose loss was not finite
+        self._finite: Tensor | None = None  # whether all losses since the last step are
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets a fit that did not come to its end."""
+        self._batch = self._finite = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Checks the batch."""
-        self._batch = batch
-        finite = [tensor.isfinite().all() for tensor in _float_tensors(batch)]
-        self._stop_unless(trainer, pl_module, torch.stack(finite).all() if finite else None)
+        if self._finite is None or self._finite:
+            self._batch = batch
+        self._stop_unless(trainer, pl_module, _all_finite(_float_tensors(batch)))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Notes whether the loss is finite."""
         finite = loss.detach().isfinite()
-        self._losses_finite = finite if self._losses_finite is None else self._losses_finite & finite
+        self._finite = finite if self._finite is None else self._finite & finite
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Checks losses and gradients."""
-        finite, self._losses_finite = self._losses_finite, None
         gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
-        gradients = [gradient for gradient in gradients if gradient is not None]
-        if gradients and finite is not None and getattr(trainer.precision_plugin, "scaler", None) is None:
-            finite = finite & torch.nn.utils.get_total_norm(gradients).isfinite()
-        self._stop_unless(trainer, pl_module, finite)
+        finite, loss_finite = self._finite, self._finite is None or bool(self._finite)
+        if finite is not None and getattr(trainer.precision_plugin, "scaler", None) is None:
+            finite = finite & _all_finite([gradient for gradient in gradients if gradient is not None])
+        self._stop_unless(trainer, pl_module, finite, loss_finite)
+        self._finite = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Explains an eigensolver's refusal of a matrix that is not finite."""
         if isinstance(exception, LinAlgError) and trainer.training and self._batch is not None:
             exception.add_note(self._report(trainer, pl_module, together=False))
 
-    def _stop_unless(self, trainer: Trainer, pl_module: LightningModule, finite: Tensor | None) -> None:
+    def _stop_unless(
+        self, trainer: Trainer, pl_module: LightningModule, finite: Tensor | None, loss_finite: bool = True
+    ) -> None:
         if finite is None:
             return
         if trainer.world_size > 1:
             finite = trainer.strategy.reduce((~finite).float(), reduce_op="sum") == 0
         if not finite:
-            raise NonFiniteError(self._report(trainer, pl_module, together=True))
+            raise NonFiniteError(self._report(trainer, pl_module, loss_finite, together=True))
 
-    def _report(self, trainer: Trainer, pl_module: LightningModule, together: bool) -> str:
-        found = _first_non_finite(pl_module, self._batch)
+    def _report(self, trainer: Trainer, pl_module: LightningModule, loss_finite: bool = True, *, together: bool) -> str:
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            found = _first_non_finite(pl_module, self._batch, loss_finite)
         if trainer.is_global_zero and trainer.logger is not None and trainer.logger.log_dir is not None:
             StoppedRun(trainer.global_step, found).save(Path(trainer.logger.log_dir) / "stopped.json")
         return f"step {trainer.global_step}: {found}; {self._save(trainer, together)}"
@@ -84,7 +91,7 @@ class FiniteGuard(Callback):
         return f"the state before it is in {path}"
 
 
-def _first_non_finite(pl_module: LightningModule, batch: Any) -> str:
+def _first_non_finite(pl_module: LightningModule, batch: Any, loss_finite: bool) -> str:
     if isinstance(pl_module, Traced):
         for name, tensor in pl_module.trace(batch):
             samples = (~tensor.isfinite()).reshape(len(tensor), -1).any(1).nonzero()[:, 0]
@@ -93,10 +100,19 @@ def _first_non_finite(pl_module: LightningModule, batch: Any) -> str:
                 return f"the first tensor that is not finite is '{name}', in samples of {', '.join(kinds)}"
     elif any(not tensor.isfinite().all() for tensor in _float_tensors(batch)):
         return "the batch is not finite"
+    if not loss_finite:
+        return "the training loss is not finite, though all that was traced is"
     for name, parameter in pl_module.named_parameters():
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             return f"the batch and the loss are finite, the gradient of '{name}' is not"
-    return "the loss, or a batch of another rank, is not finite"
+    return "a batch, loss or gradient of another rank is not finite"
+
+
+def _all_finite(tensors: list[Tensor]) -> Tensor:
+    """Whether every entry is, a scalar bool on the tensors' device, without waiting for it."""
+    if not tensors:
+        return torch.ones((), dtype=torch.bool)
+    return torch.nn.utils.get_total_norm(tensors, norm_type=torch.inf).isfinite()  # the largest: it cannot overflow
 
 
 def _float_tensors(batch: Any) -> list[Tensor]:

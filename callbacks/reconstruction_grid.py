@@ -12,11 +12,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from callbacks.cv_loss_schedule import CVLossSchedule
 from eigenscope.figures import cv_histogram, reconstruction_figure, spectrum_figure
 from eigenscope.geometry import expected_cv, random_unit_points, spread_matrices, volume_cv
 from eigenscope.linalg import gram_svd
-from eigenscope.protocols import Autoencoding, Sectors
+from eigenscope.protocols import AimsAtCV, Autoencoding, Sectors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +34,8 @@ class ReconstructionGrid(Callback):
     loaders repeat themselves. The data module's ``label_names`` name them, if it has any.
 
     The untrained baseline is measured in the sanity check of a fit that starts at step 0, on the images that this
-    sees, and goes with the checkpoints. A fit without sanity check has none, and its figures show the others.
+    sees (under a curriculum those of its first tier), and goes with the checkpoints. A fit without sanity check has
+    none, and its figures show the others.
 
     Args:
         every_n_epochs: draws after the validation of every so many epochs; outside a fit, always.
@@ -91,6 +91,8 @@ class ReconstructionGrid(Callback):
         if not self._is_due(trainer):
             return
         images, labels = batch
+        if len(self._images) == self.max_labels and all(len(kept) == self.per_label for kept in self._images.values()):
+            return
         for place, label in enumerate(labels.tolist()):
             if label not in self._images and len(self._images) == self.max_labels:
                 continue
@@ -148,7 +150,7 @@ class ReconstructionGrid(Callback):
         )
         histogram = cv_histogram(
             measured["cvs"],
-            target=_target(trainer, name, dim),
+            target=_target(trainer, name),
             random=expected_cv(dim),
             untrained=None if untrained is None else _finite_mean(untrained["cvs"]),
             title=f"CV of pentachora, {sector}",
@@ -169,12 +171,10 @@ def _names(images: Mapping[int, Sequence[Tensor]], label_names: Sequence[str]) -
     return names
 
 
-def _target(trainer: Trainer, name: str, dim: int) -> float | None:
+def _target(trainer: Trainer, name: str) -> float | None:
     """The CV that training aims at, if it aims at one."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, CVLossSchedule) and name in callback.policies:
-            return callback.policies[name].target_in(dim)
-    return None
+    aims = [callback.targets for callback in trainer.callbacks if isinstance(callback, AimsAtCV)]  # type: ignore[attr-defined]
+    return next((targets[name] for targets in aims if name in targets), None)
 
 
 def _chosen(sectors: Sectors) -> dict[str, Tensor]:

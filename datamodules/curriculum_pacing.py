@@ -23,6 +23,11 @@ class CurriculumPacing(Callback):
 
     def __init__(self, curriculum: Curriculum) -> None:
         self.curriculum = curriculum
+        self.start()
+
+    def start(self) -> None:
+        """Begins anew, as every fit does that is not resumed."""
+        self.curriculum.lock()
         self._best = math.inf
         self._waited = 0
 
@@ -32,8 +37,17 @@ class CurriculumPacing(Callback):
         return {"unlocked_at": unlocked_at, "best": self._best, "waited": self._waited}
 
     def go_on(self, progress: dict[str, Any]) -> None:
-        """Goes on from there."""
-        self.curriculum.unlocked_at.copy_(self.curriculum.unlocked_at.new_tensor(progress["unlocked_at"]))
+        """Goes on from there.
+
+        Raises:
+            ValueError: it is not the progress of this curriculum.
+        """
+        have, restored = self.curriculum.unlocked_at.tolist(), progress["unlocked_at"]
+        if len(restored) != len(have) or (self.curriculum.patience is None and restored != have):
+            raise ValueError(
+                f"the checkpoint's curriculum unlocks its tiers at {restored}, the configuration's at {have}"
+            )
+        self.curriculum.unlocked_at.copy_(self.curriculum.unlocked_at.new_tensor(restored))
         self._best, self._waited = progress["best"], progress["waited"]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -45,18 +59,21 @@ class CurriculumPacing(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Unlocks the next tier from the next epoch on, if the score has stalled for long enough."""
-        if self.curriculum.patience is None or trainer.sanity_checking:
+        if self.curriculum.patience is None:
             return
         score = trainer.callback_metrics.get(self.curriculum.score)
         if score is None:
-            logged = ", ".join(sorted(trainer.callback_metrics))
+            logged = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/")))
             raise ValueError(f"score {self.curriculum.score!r} of the curriculum was not logged; there are: {logged}")
+        epoch = trainer.current_epoch
+        if trainer.sanity_checking or self.curriculum.types_at(epoch + 1) != self.curriculum.types_at(epoch):
+            return  # nothing is learnt yet, or the next tier is about to be used
         if float(score) < self._best:
             self._best, self._waited = float(score), 0
             return
         self._waited += 1
         if self._waited >= self.curriculum.patience:
-            self.curriculum.unlock_next(trainer.current_epoch + 1)
+            self.curriculum.unlock_next(epoch + 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs how many types there were."""

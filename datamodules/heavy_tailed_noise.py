@@ -54,6 +54,8 @@ class HeavyTailedNoiseDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         check_loading(batch_size, num_workers)
+        if isinstance(types, str) and types != "all":
+            raise ValueError(f"types must be 'all' or a list of names, got {types!r}")
         self.types = noise_ids(NOISE_TYPES if types == "all" else types)
         for name, value, least in (
             ("types", len(self.types), 1),
@@ -64,7 +66,9 @@ class HeavyTailedNoiseDataModule(LightningDataModule):
             if value < least:
                 size = "batch_size, " if name == "samples_per_epoch" else ""
                 raise ValueError(f"{name} must be at least {size}{least}, got {value}")
-        if clamp is not None and clamp <= 0:
+        if len(set(self.types)) < len(self.types):
+            raise ValueError(f"types must name every type once, got {list(types)}")
+        if clamp is not None and not clamp > 0:
             raise ValueError(f"clamp must be above 0 or None, got {clamp}")
         if curriculum is not None and set(curriculum.types) != set(self.types):
             differ = sorted(NOISE_TYPES[kind] for kind in set(curriculum.types) ^ set(self.types))
@@ -85,12 +89,28 @@ class HeavyTailedNoiseDataModule(LightningDataModule):
         self._seed = run_seed(self.trainer)
         self._fits = stage == "fit"
         if self._fits and self.pacing is not None and self.trainer is not None:
+            self.pacing.start()
+            self._leave()
             self.trainer.callbacks.insert(0, self.pacing)  # type: ignore[attr-defined]  # before checkpoints are saved
 
     def teardown(self, stage: str) -> None:
         """Leaves the fit."""
-        if stage == "fit" and self.trainer is not None and self.pacing in self.trainer.callbacks:  # type: ignore[attr-defined]
+        self._leave()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Leaves the fit."""
+        self._leave()
+
+    def _leave(self) -> None:
+        if self.trainer is not None and self.pacing in self.trainer.callbacks:  # type: ignore[attr-defined]
             self.trainer.callbacks.remove(self.pacing)  # type: ignore[attr-defined]
+
+    @property
+    def protocol(self) -> str:
+        """What validation scores are taken over, for the scoreboard: scores over fewer types are not comparable."""
+        if self.curriculum is None or not self._fits or self.trainer is None:
+            return f"{len(self.types)} types"
+        return f"{len(self.curriculum.types_at(max(0, self.trainer.current_epoch - 1)))} types"
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """New images in every epoch, in random order."""
@@ -114,7 +134,7 @@ class HeavyTailedNoiseDataModule(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where the curriculum was."""
-        if self.pacing is not None:
+        if self.pacing is not None and self._fits:
             self.pacing.go_on(state_dict)
 
     def _loader(self, name: str, size: int, seed: int) -> DataLoader[Batch]:

@@ -26,6 +26,15 @@ class Disciplined(Protocol):
 
 
 @runtime_checkable
+class AimsAtCV(Protocol):
+    """A callback that holds the CV of sectors to targets."""
+
+    @property
+    def targets(self) -> Mapping[str, float]:
+        """Sector to CV."""
+
+
+@runtime_checkable
 class Autoencoding(Protocol):
     """A module that reconstructs images."""
 

@@ -26,6 +26,7 @@ class GroupedMean(Metric):
         self.totals.index_add_(0, groups, values.detach().double())
         self.counts.index_add_(0, groups, torch.ones_like(groups))
 
-    def compute(self) -> Tensor:
-        """The means, (G,) float64; NaN for a group without samples."""
-        return self.totals / self.counts
+    def compute(self) -> dict[int, Tensor]:
+        """The means by group, scalar float64; groups without samples are left out."""
+        means = self.totals / self.counts
+        return {group: means[group] for group in self.counts.nonzero()[:, 0].tolist()}

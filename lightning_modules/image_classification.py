@@ -5,12 +5,12 @@ from typing import Any, cast
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from lightning_modules.hyperparameters import save_given_hyperparameters
 from lightning_modules.mean_loss import MeanLoss
 from lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
 
@@ -55,8 +55,7 @@ class ImageClassificationModule(LightningModule):
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
         check_interval(lr_interval)
-        if _given_hyperparameters.get() is not None:
-            self.save_hyperparameters()  # from the command line these are plain values; from Python, live objects
+        save_given_hyperparameters(self)
         self.net = net
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from eigenscope.nn import PatchSVAE
+from eigenscope.nn.patch_autoencoder import PatchAutoencoder
 from eigenscope.protocols import Discipline, Sectors
 from lightning_modules.grouped_mean import GroupedMean
+from lightning_modules.hyperparameters import save_given_hyperparameters
 from lightning_modules.mean_loss import MeanLoss
 from lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
 from lightning_modules.sector_geometry import SectorGeometry
@@ -44,7 +44,7 @@ def reconstruction_errors(reconstructions: Tensor, images: Tensor, kind: Reconst
 
 
 class SpectralAutoencoderModule(LightningModule):
-    """Reconstruction training of a :class:`~eigenscope.nn.PatchSVAE` on batches of images and labels.
+    """Reconstruction training of an autoencoder of patches, such as PatchSVAE, on batches of images and labels.
 
     Logs once an epoch ``{train,val,test}/loss``, the reconstruction loss, and ``/mse``, both as means over samples of
     all ranks; in validation also ``val/spectral_shift``, the mean |S′ − S|, and for every sector, such as M,
@@ -69,7 +69,7 @@ class SpectralAutoencoderModule(LightningModule):
 
     def __init__(
         self,
-        net: PatchSVAE,
+        net: PatchAutoencoder[Any],
         optimizer: OptimizerCallable,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: LRInterval = "epoch",
@@ -82,8 +82,7 @@ class SpectralAutoencoderModule(LightningModule):
             raise ValueError(f"loss must be one of {', '.join(get_args(ReconstructionLoss))}, got {loss!r}")
         if cross_attention_clip is not None and cross_attention_clip <= 0:
             raise ValueError(f"cross_attention_clip must be above 0, got {cross_attention_clip}")
-        if _given_hyperparameters.get() is not None:
-            self.save_hyperparameters()  # from the command line these are plain values; from Python, live objects
+        save_given_hyperparameters(self)
         self.net = net
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
@@ -136,8 +135,7 @@ class SpectralAutoencoderModule(LightningModule):
         images, labels = batch
         reconstructions, code = self.net(images)
         self._record("val", images, reconstructions, labels)
-        shift = (code.coordinated - code.singular_values).abs().mean()
-        cast(MeanLoss, self.means["val/spectral_shift"]).update(shift, len(images))
+        cast(MeanLoss, self.means["val/spectral_shift"]).update(code.shift.mean(), len(images))
         self.log("val/spectral_shift", cast(MeanLoss, self.means["val/spectral_shift"]))
         for name, points in code.sectors.items():
             cast(SectorGeometry, self.geometry[name]).update(points)
@@ -168,18 +166,13 @@ class SpectralAutoencoderModule(LightningModule):
         if self.cross_attention_clip is not None:
             nn.utils.clip_grad_norm_(self.net.cross_attention.parameters(), self.cross_attention_clip)
 
-    @torch.no_grad()
     def trace(self, batch: tuple[Tensor, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """The tensors of a step in the order in which they are computed, (B, ...) each."""
         images, _ = batch
         yield "target images", images
-        yield "encoder output", self.net.encoder_output(images)
-        code = self.net.encode(images)
-        yield "points M", code.points
-        yield "singular values S", code.singular_values
-        yield "gains S′/S", code.gains
-        reconstructions = self.net.decode(code)
-        yield "reconstructions", reconstructions
+        reconstructions = images
+        for name, reconstructions in self.net.trace(images):
+            yield name, reconstructions
         yield "reconstruction loss", reconstruction_errors(reconstructions, images, self.loss)
 
     def describe(self, batch: tuple[Tensor, Tensor], sample: int) -> str:
@@ -212,5 +205,5 @@ class SpectralAutoencoderModule(LightningModule):
             if key.startswith(stage):
                 means = cast(GroupedMean, metric).compute()
                 cast(GroupedMean, metric).reset()
-                pairs = zip(self.label_names, means.tolist(), strict=True)
-                self.log_dict({f"{key}/{name}": mean for name, mean in pairs if not math.isnan(mean)}, sync_dist=True)
+                figures = {f"{key}/{self.label_names[group]}": float(mean) for group, mean in means.items()}
+                self.log_dict(figures, sync_dist=True)

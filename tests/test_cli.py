@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import cli
 from eigenscope.study import RunResult, read_scoreboard
-from lightning_modules import ImageClassificationModule
+from lightning_modules import ImageClassificationModule, SpectralAutoencoderModule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DEMO = str(CONFIGS / "demo.yaml")
@@ -371,3 +371,32 @@ def test_compare_says_which_runs_were_stopped_and_goes_on(tmp_path, capfd):
     assert re.match(r"svae_noise_small\+wild +0 +1 +the first tensor that is not finite is '", line)
     cli.main(["compare", *arms, *sizes])
     assert "svae_noise_small+wild seed 0: already stopped at step 1" in capfd.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_checkpoint_of_the_autoencoder_can_be_used_again(tmp_path):
+    first = cli.main(svae("--config", CV))
+    folder = Path(first.trainer.log_dir)
+    last = str(folder / "checkpoints" / "last.ckpt")
+    rebuilt = SpectralAutoencoderModule.load_from_checkpoint(last, weights_only=True)
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(rebuilt.state_dict()[name], value), name
+    for config in (str(folder / "config.yaml"), SVAE):
+        arguments = ["--config", config, *svae()[3:], "--ckpt_path", last, "--trainer.logger=false"]
+        validated = cli.main(["validate", *[a for a in arguments if "callbacks" not in a]])
+        assert validated.trainer.callback_metrics["val/mse"] == first.trainer.callback_metrics["val/mse"]
+        name = "geometry_M/cv_untrained"
+        assert validated.trainer.callback_metrics[name] == first.trainer.callback_metrics[name]
+    predicted = cli.main(["predict", *arguments])
+    assert predicted.trainer.predict_loop.predictions[0].shape == (16, 3, 8, 8)
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_resumed_autoencoder_ends_as_if_it_had_not_stopped(tmp_path):
+    whole = cli.main(svae("--config", CV, "--trainer.max_epochs=2"))
+    part = cli.main(svae("--config", CV))
+    last = str(Path(part.trainer.log_dir) / "checkpoints" / "last.ckpt")
+    # the schedule is part of the run: T_max stays as it was
+    resumed = cli.main(svae("--config", CV, "--trainer.max_epochs=2", "--ckpt_path", last))
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name

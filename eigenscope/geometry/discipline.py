@@ -30,11 +30,11 @@ class Phase:
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
-        if self.weight < 0:
-            raise ValueError(f"weight of a phase must be at least 0, got {self.weight}")
-        if self.epochs is not None and self.epochs <= 0:
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"weight of a phase must be finite and at least 0, got {self.weight}")
+        if self.epochs is not None and not self.epochs > 0:
             raise ValueError(f"epochs of a phase must be above 0, got {self.epochs}")
-        if self.ramp < 0 or (self.epochs is not None and self.ramp > self.epochs):
+        if not 0 <= self.ramp < math.inf or (self.epochs is not None and self.ramp > self.epochs):
             raise ValueError(f"ramp of a phase must be between 0 and its epochs, got {self.ramp}")
 
 
@@ -52,8 +52,11 @@ class SoftHand:
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
-        if self.width <= 0:
-            raise ValueError(f"width of a soft hand must be above 0, got {self.width}")
+        for name, value in (("boost", self.boost), ("penalty", self.penalty)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} of a soft hand must be finite and at least 0, got {value}")
+        if not 0 < self.width < math.inf:
+            raise ValueError(f"width of a soft hand must be finite and above 0, got {self.width}")
 
     def apply(self, loss: Tensor, cv: float, target: float) -> Tensor:
         """The loss that the rule makes of ``loss``."""
@@ -85,8 +88,8 @@ class SectorPolicy:
 
     def __post_init__(self) -> None:
         """Checks the arguments."""
-        if self.target != "auto" and not self.target > 0:
-            raise ValueError(f"target must be 'auto' or above 0, got {self.target}")
+        if self.target != "auto" and not 0 < self.target < math.inf:
+            raise ValueError(f"target must be 'auto' or finite and above 0, got {self.target}")
         if any(phase.epochs is None for phase in self.phases[:-1]):
             raise ValueError("phases: every phase but the last needs a number of epochs")
 

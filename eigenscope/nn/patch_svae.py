@@ -1,16 +1,14 @@
 """PatchSVAE: a spectral autoencoder of image patches whose latent is a set of points on a sphere."""
 
-from collections.abc import Iterator
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from eigenscope.linalg import gram_svd
-from eigenscope.nn.patches import BoundarySmoothing, fold_patches, patch_grid, unfold_patches
-from eigenscope.nn.residual_mlp import residual_mlp
-from eigenscope.nn.spectral_attention import SpectralCrossAttention
+from eigenscope.nn.patch_autoencoder import PatchAutoencoder
+
+_GRAM_DTYPES = {"fp64": torch.float64, "fp32": torch.float32}
 
 
 class SpectralCode(NamedTuple):
@@ -36,6 +34,16 @@ class SpectralCode(NamedTuple):
         return {"M": self.points}
 
     @property
+    def shift(self) -> Tensor:
+        """Mean of |S′ − S|, (B,)."""
+        return (self.singular_values * (self.gains - 1)).abs().mean((-2, -1))
+
+    @property
+    def stages(self) -> dict[str, Tensor]:
+        """The spectrum and its gains."""
+        return {"singular values S": self.singular_values, "gains S′/S": self.gains}
+
+    @property
     def coordinated(self) -> Tensor:
         """S′, the singular values that the decoder sees, (B, L, D)."""
         return self.singular_values * self.gains
@@ -47,7 +55,7 @@ class SpectralCode(NamedTuple):
         return self.points @ ((V * self.gains[..., None, :]) @ V.mT)
 
 
-class PatchSVAE(nn.Module):
+class PatchSVAE(PatchAutoencoder[SpectralCode]):
     """A spectral autoencoder: each patch becomes V points on a sphere, and its decoder sees their matrix M̂.
 
     Encoder: patch → MLP → V × D, rows normalised to unit length: M. Its thin SVD goes through the Gram matrix MᵀM;
@@ -86,130 +94,13 @@ class PatchSVAE(nn.Module):
         gram_precision: str = "fp64",
         image_size: int | None = None,
     ) -> None:
-        super().__init__()
-        for name, value, least in (
-            ("dim", dim, 1),
-            ("num_points", num_points, dim),
-            ("patch_size", patch_size, 1),
-            ("hidden", hidden, 1),
-            ("depth", depth, 0),
-            ("num_cross", num_cross, 0),
-        ):
-            if value < least:
-                limit = "dim, " if name == "num_points" else ""
-                raise ValueError(f"{name} must be at least {limit}{least}, got {value}")
-        heads = num_heads if num_heads is not None else (2 if dim <= 8 else 4)
-        if num_cross and (heads < 1 or dim % heads):
-            raise ValueError(f"dim must be a multiple of num_heads, got dim {dim} and {heads} heads")
+        super().__init__(num_points, dim, patch_size, hidden, depth, num_cross, num_heads, image_size)
         if gram_precision not in _GRAM_DTYPES:
             raise ValueError(f"gram_precision must be one of {', '.join(_GRAM_DTYPES)}, got {gram_precision!r}")
-        if image_size is not None:
-            patch_grid(image_size, image_size, patch_size)
-        self.sector_shapes = {"M": (num_points, dim)}
-        self.num_points = num_points
-        self.dim = dim
-        self.patch_size = patch_size
         self.gram_precision = gram_precision
-        numbers = 3 * patch_size**2
-        self.encoder = residual_mlp(numbers, hidden, num_points * dim, depth)
-        nn.init.orthogonal_(cast(nn.Linear, self.encoder[-1]).weight)
-        self.cross_attention = nn.ModuleList(SpectralCrossAttention(dim, heads) for _ in range(num_cross))
-        self.decoder = residual_mlp(num_points * dim, hidden, numbers, depth)
-        self.smoothing = BoundarySmoothing(16 if patch_size >= 16 else 8)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, SpectralCode]:
-        """Reconstructions of ``images`` (B, 3, H, W), same shape, and their code."""
-        code = self.encode(images)
-        return self.decode(code), code
-
-    def encoder_output(self, images: Tensor) -> Tensor:
-        """The rows of M before they are normalised, (B, L, V, D)."""
-        numbers: Tensor = self.encoder(unfold_patches(images, self.patch_size))
-        return numbers.reshape(*numbers.shape[:-1], self.num_points, self.dim)
-
-    def encode(self, images: Tensor) -> SpectralCode:
-        """The code of images (B, 3, H, W).
-
-        Raises:
-            ValueError: H or W is not a multiple of the patch size.
-        """
-        height, width = images.shape[-2:]
-        grid = patch_grid(height, width, self.patch_size)
-        raw = self.encoder_output(images)
-        with torch.autocast(images.device.type, enabled=False):
-            raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
-            points = F.normalize(raw, dim=-1)
-            _, S, Vh = gram_svd(points, compute_dtype=_GRAM_DTYPES[self.gram_precision])
-            assert Vh is not None
-            gains = torch.ones_like(S)
-            for layer in self.cross_attention:
-                gains = gains * layer(S * gains)
-        return SpectralCode(points, S, gains, Vh, grid)
-
-    def decode(self, code: SpectralCode) -> Tensor:
-        """Images (B, 3, H, W) of a code."""
-        images: Tensor = self.smoothing(self._stitched(code))
-        return images
-
-    def _stitched(self, code: SpectralCode) -> Tensor:
-        return fold_patches(self.decoder(code.decoded_points.flatten(-2)), code.grid, self.patch_size)
-
-    @torch.no_grad()
-    def encode_tiled(self, images: Tensor, tile: int) -> Iterator[tuple[int, int, SpectralCode]]:
-        """Encodes large images tile by tile, holding one tile's activations at a time.
-
-        Cross-attention reaches the patches of a tile only, where :meth:`encode` reaches those of the image.
-
-        Args:
-            images: (B, 3, H, W) on any device; tiles are moved to the network's.
-            tile: side of a tile in pixels, a multiple of the patch size; the last ones may be smaller.
-
-        Yields:
-            the top and left pixel of a tile, and its code.
-
-        Raises:
-            ValueError: the tile or the image is not a multiple of the patch size.
-        """
-        if tile < 1 or tile % self.patch_size:
-            raise ValueError(f"tile must be a multiple of {self.patch_size}, the patch size, got {tile}")
-        height, width = images.shape[-2:]
-        patch_grid(height, width, self.patch_size)
-        device = self._device()
-        for top in range(0, height, tile):
-            for left in range(0, width, tile):
-                yield top, left, self.encode(images[..., top : top + tile, left : left + tile].to(device))
-
-    @torch.no_grad()
-    def reconstruct(self, images: Tensor, tile: int | None = None) -> Tensor:
-        """Reconstructions of images (B, 3, H, W), same shape and device, without gradient.
-
-        Args:
-            images: on any device.
-            tile: work in tiles of this side, in bounded memory; see :meth:`encode_tiled`. Seams between tiles are
-                smoothed like those between patches. None takes the image as a whole.
-
-        Raises:
-            ValueError: the tile or the image is not a multiple of the patch size.
-        """
-        if tile is None:
-            whole: Tensor = self.decode(self.encode(images.to(self._device())))
-            return whole.to(images.device)
-        stitched = torch.empty_like(images)
-        for top, left, code in self.encode_tiled(images, tile):
-            stitched[..., top : top + tile, left : left + tile] = self._stitched(code).to(images.device)
-        smooth = torch.empty_like(images)
-        height, width = images.shape[-2:]
-        reach = self.smoothing.reach
-        for top in range(0, height, tile):
-            for left in range(0, width, tile):
-                above, before = min(top, reach), min(left, reach)
-                part = stitched[..., top - above : top + tile + reach, left - before : left + tile + reach]
-                mended = self.smoothing(part.to(self._device()))[..., above : above + tile, before : before + tile]
-                smooth[..., top : top + tile, left : left + tile] = mended.to(images.device)
-        return smooth
-
-    def _device(self) -> torch.device:
-        return next(self.parameters()).device
-
-
-_GRAM_DTYPES = {"fp64": torch.float64, "fp32": torch.float32}
+    def read(self, points: Tensor, grid: tuple[int, int]) -> SpectralCode:
+        """The thin SVD of M, (B, L, V, D), through its Gram matrix, and the gains of its singular values."""
+        _, S, Vh = gram_svd(points, compute_dtype=_GRAM_DTYPES[self.gram_precision])
+        assert Vh is not None
+        return SpectralCode(points, S, self._gains(S), Vh, grid)

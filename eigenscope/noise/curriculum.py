@@ -43,8 +43,7 @@ class Curriculum:
             raise ValueError(f"tiers of a curriculum must be non-empty and name every type once, got {tiers}")
         self.patience = patience
         self.score = score
-        self.unlocked_at = torch.full((len(self.tiers),), _NEVER)
-        self.unlocked_at[0] = 0
+        self.unlocked_at = torch.zeros(len(self.tiers), dtype=torch.int64)
         self.unlocked_at.share_memory_()  # type: ignore[no-untyped-call]
         if epochs is not None:
             if any(epoch < 0 for epoch in epochs):
@@ -55,6 +54,12 @@ class Curriculum:
                     f"the first, got {list(epochs)}"
                 )
             self.unlocked_at[1:] = torch.tensor(epochs)
+        self.lock()
+
+    def lock(self) -> None:
+        """With patience, locks every tier but the first."""
+        if self.patience is not None:
+            self.unlocked_at[1:] = _NEVER
 
     @property
     def types(self) -> tuple[int, ...]:

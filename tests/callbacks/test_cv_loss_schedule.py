@@ -85,14 +85,55 @@ def test_the_term_is_what_it_says_and_its_gradient_reaches_the_weights():
 
 
 def test_the_soft_hand_scales_the_loss_and_adds_a_constant():
-    hand = SoftHand(boost=0.5, penalty=0.3, width=0.15)
-    plain, soft = module(), module()
-    seen = []
-    for tested, callbacks in ((plain, []), (soft, [CVLossSchedule({"M": SectorPolicy(soft_hand=hand)})])):
-        tested.on_before_backward = lambda loss: seen.append(loss.item())
-        fit(tested, *callbacks, steps=2)
-    first, _, disciplined, _ = seen
-    assert 1.4 < disciplined / first < 1.55  # near its target p is near 1
+    hand = SoftHand(boost=0.5, penalty=3.0, width=0.15)
+    callback = CVLossSchedule({"M": SectorPolicy(soft_hand=hand)}, measure_every=1)
+    plain, *_ = losses_and_gradients([])
+    disciplined, *_ = losses_and_gradients([callback])
+    cv = callback.state_dict()["sectors"]["M"]["cv"]  # of the second step, with the same weights and images
+    expected = hand.apply(torch.tensor(plain), cv, TARGET)
+    assert disciplined == pytest.approx(float(expected), rel=0.02)
+    assert disciplined > 1.1 * plain
+
+
+def test_a_sector_without_gradient_is_measured_and_gets_no_term():
+    tested, callback = module(), term()
+    tested.net.encoder.requires_grad_(False)
+    fit(tested, callback, steps=4)
+    assert callback.state_dict()["sectors"]["M"]["cv"] == pytest.approx(TARGET, abs=0.05)
+
+
+class OddSectors(SpectralAutoencoderModule):
+    """Its sectors are one matrix for all images, and a copy that the loss does not use."""
+
+    def training_step(self, batch, batch_idx):
+        images, _ = batch
+        reconstructions, code = self.net(images)
+        loss = (reconstructions - images).square().mean()
+        points = nn.functional.normalize(code.points[0, 0].clone(), dim=-1)
+        return self.disciplines[0](loss, {"M": points})
+
+
+def test_a_sector_may_be_one_matrix_and_a_copy():
+    torch.manual_seed(0)
+    net = PatchSVAE(num_points=32, dim=8, patch_size=4, hidden=32, depth=1)
+    tested = OddSectors(net, lambda named: torch.optim.Adam(named, lr=1e-3))
+    callback = term()
+    fit(tested, callback, steps=4)
+    assert callback.state_dict()["sectors"]["M"]["cv"] == pytest.approx(TARGET, abs=0.1)
+
+
+def test_a_collapsed_sector_leaves_the_measured_figures_alone(tmp_path):
+    tested = module(lr=0.0)
+    with torch.no_grad():
+        last = tested.net.encoder[-1]
+        last.weight.zero_()
+        last.bias.copy_(torch.ones(32, 8).flatten())  # all points are one
+    policy = SectorPolicy(phases=[Phase(1.0)], soft_hand=SoftHand())
+    callback = CVLossSchedule({"M": policy}, measure_every=1)
+    fit(tested, callback, steps=1, logger=TensorBoardLogger(tmp_path, name=None, version="run"))
+    assert callback.state_dict()["sectors"]["M"] == {"cv": None, "ema": None}
+    assert events(tmp_path / "run")["cv_M/degenerate"][0][1] == 1
+    assert all(parameter.isfinite().all() for parameter in tested.parameters())
 
 
 def events(folder):
@@ -107,7 +148,7 @@ def test_what_is_logged(tmp_path):
     logger = TensorBoardLogger(tmp_path, name=None, version="run")
     trainer = fit(module(), callback, steps=24, count=32, logger=logger)  # 6 epochs of 4 batches
     figures = events(tmp_path / "run")
-    names = ["ema", "gradient_norm", "measured", "proximity", "reconstruction_gradient_norm"]
+    names = ["degenerate", "ema", "gradient_norm", "measured", "proximity", "reconstruction_gradient_norm"]
     names += ["standard_error", "target", "weight"]
     assert {tag for tag in figures if tag.startswith("cv_M/")} == {f"cv_M/{name}" for name in names}
     weights = [20.0] * 4 + [20.0, 17.5, 15.0, 12.5] + [10.0] * 4

@@ -26,12 +26,12 @@ def batches(*values):
     return out
 
 
-def fit(tested, data, tmp_path, ckpt_path=None, how=(), **options):
+def fit(tested, data, tmp_path, ckpt_path=None, how=(), guard=None, **options):
     trainer = Trainer(
         default_root_dir=tmp_path,
         accelerator="cpu",
         logger=False,
-        callbacks=[FiniteGuard()],
+        callbacks=[guard or FiniteGuard()],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -56,6 +56,29 @@ def test_a_target_that_is_not_finite(tmp_path, value):
     assert saved["global_step"] == 2
     for name, value in twin.state_dict().items():
         assert torch.equal(saved["state_dict"][name], value), name
+
+
+def test_the_batch_that_failed_is_named_with_accumulated_gradients(tmp_path):
+    with pytest.raises(NonFiniteError, match=r"step 0: .* 'reconstruction loss', in samples of label 1"):
+        fit(module(), batches(1.9e19, None), tmp_path, accumulate_grad_batches=2)
+
+
+def test_a_loss_that_a_discipline_spoils(tmp_path):
+    tested = module()
+    tested.disciplines.append(lambda loss, sectors: loss * torch.nan)
+    with pytest.raises(NonFiniteError, match="the training loss is not finite, though all that was traced is"):
+        fit(tested, batches(None), tmp_path)
+
+
+def test_large_gradients_are_finite_and_a_failed_fit_is_forgotten(tmp_path):
+    tested = module()
+    guard = FiniteGuard()
+    with pytest.raises(NonFiniteError):
+        fit(tested, batches(1.9e19, None), tmp_path / "a", guard=guard, accumulate_grad_batches=2)
+    tested.disciplines.append(lambda loss, sectors: loss * 1e25)
+    tested.cross_attention_clip = None
+    tested.configure_optimizers = lambda: torch.optim.SGD(tested.parameters(), lr=1e-30)
+    assert fit(tested, batches(None), tmp_path / "b", guard=guard).global_step == 1
 
 
 def test_a_loss_that_overflows_names_what_did(tmp_path):

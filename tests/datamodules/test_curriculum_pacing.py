@@ -5,7 +5,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from callbacks import EpochTable
 from datamodules import HeavyTailedNoiseDataModule
-from eigenscope.noise import Curriculum
+from eigenscope.noise import NOISE_TYPES, Curriculum
 from eigenscope.study import Score, scored
 
 TIERS = [["gaussian"], ["salt_pepper"], ["laplace"]]
@@ -34,9 +34,9 @@ class Told(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val/mse"}}
 
 
-def fit(tmp_path, curriculum, *callbacks, module=None, ckpt_path=None, epochs=10):
-    data = HeavyTailedNoiseDataModule(
-        types=[name for tier in TIERS for name in tier],
+def noise(curriculum, types=TIERS):
+    return HeavyTailedNoiseDataModule(
+        types=[name for tier in types for name in tier],
         image_size=4,
         samples_per_epoch=6,
         val_samples_per_type=1,
@@ -44,6 +44,10 @@ def fit(tmp_path, curriculum, *callbacks, module=None, ckpt_path=None, epochs=10
         num_workers=0,
         curriculum=curriculum,
     )
+
+
+def fit(tmp_path, curriculum, *callbacks, module=None, data=None, ckpt_path=None, epochs=10, **options):
+    data = data or noise(curriculum)
     trainer = Trainer(
         default_root_dir=tmp_path,
         accelerator="cpu",
@@ -52,6 +56,7 @@ def fit(tmp_path, curriculum, *callbacks, module=None, ckpt_path=None, epochs=10
         callbacks=list(callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
+        **options,
     )
     module = module or Told()
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
@@ -100,3 +105,46 @@ def test_a_resumed_run_goes_on_in_its_curriculum(tmp_path, stopped):
 def test_a_score_that_is_not_logged(tmp_path):
     with pytest.raises(ValueError, match="score 'val/loss' of the curriculum was not logged; there are: val/mse"):
         fit(tmp_path, Curriculum(patience=1, score="val/loss", tiers=TIERS), epochs=1)
+
+
+def test_a_tier_is_unlocked_once_however_often_an_epoch_is_validated(tmp_path):
+    curriculum = Curriculum(patience=2, tiers=TIERS)
+    data = noise(curriculum)
+    data.samples_per_epoch = 24  # four batches, each followed by a validation that is no better
+    fit(tmp_path, curriculum, module=Told([5.0] * 3), data=data, epochs=3, val_check_interval=1)
+    assert curriculum.unlocked_at.tolist() == [0, 1, 2]
+
+
+def test_every_fit_begins_anew(tmp_path):
+    curriculum = Curriculum(patience=2, tiers=TIERS)
+    data = noise(curriculum)
+    fit(tmp_path, curriculum, data=data)
+
+    class Failing(Told):
+        def training_step(self, batch, batch_idx):
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fit(tmp_path / "a", curriculum, data=data, module=Failing())
+    _, module = fit(tmp_path / "b", curriculum, data=data)
+    assert [len(types) for _, types in module.seen] == [1, 1, 1, 1, 2, 2, 2, 2, 3, 3]
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+@pytest.mark.parametrize(
+    "other", [Curriculum(epochs=[2, 3], tiers=TIERS), Curriculum(patience=1, tiers=[["gaussian", "laplace"], ["pink"]])]
+)
+def test_another_curriculum_is_not_resumed(tmp_path, other):
+    last = ModelCheckpoint(tmp_path, "last", enable_version_counter=False)
+    fit(tmp_path, Curriculum(epochs=[1, 3], tiers=TIERS), last, epochs=2)
+    types = [[NOISE_TYPES[kind] for kind in tier] for tier in other.tiers]
+    then = ModelCheckpoint(tmp_path, "last", enable_version_counter=False)
+    with pytest.raises(ValueError, match="the checkpoint's curriculum unlocks its tiers at"):
+        fit(tmp_path, other, then, data=noise(other, types), ckpt_path=last.best_model_path)
+
+
+def test_the_scoreboard_tells_over_how_many_types(tmp_path):
+    data = noise(Curriculum(epochs=[1, 5], tiers=TIERS))
+    assert noise(None).protocol == "3 types"
+    fit(tmp_path, data.curriculum, data=data, epochs=2)
+    assert data.protocol == "2 types"

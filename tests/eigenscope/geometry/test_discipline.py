@@ -35,11 +35,13 @@ def test_soft_hand_is_the_reported_formula():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Phase(-1.0), "weight of a phase must be at least 0, got -1"),
+        (lambda: Phase(-1.0), "weight of a phase must be finite and at least 0, got -1"),
         (lambda: Phase(1.0, epochs=0), "epochs of a phase must be above 0, got 0"),
         (lambda: Phase(1.0, epochs=1, ramp=2), "ramp of a phase must be between 0 and its epochs, got 2"),
-        (lambda: SoftHand(width=0.0), "width of a soft hand must be above 0, got 0"),
-        (lambda: SectorPolicy(target=0.0), "target must be 'auto' or above 0, got 0"),
+        (lambda: Phase(float("nan")), "weight of a phase must be finite and at least 0, got nan"),
+        (lambda: SoftHand(boost=-3.0), "boost of a soft hand must be finite and at least 0, got -3"),
+        (lambda: SoftHand(width=0.0), "width of a soft hand must be finite and above 0, got 0"),
+        (lambda: SectorPolicy(target=0.0), "target must be 'auto' or finite and above 0, got 0"),
         (lambda: SectorPolicy(phases=[Phase(1.0), Phase(2.0)]), "every phase but the last needs a number of epochs"),
     ],
 )

@@ -130,6 +130,17 @@ def test_autocast_leaves_the_spectrum_in_fp32():
     torch.testing.assert_close(code.points.norm(dim=-1), torch.ones(2, 4, 12))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes_throughout(dtype):
+    torch.manual_seed(0)
+    net = PatchSVAE(**SMALL).to(dtype)
+    reconstruction, code = net(images(2, 3, 8, 8).to(dtype))
+    assert reconstruction.dtype == dtype
+    assert code.gains.dtype == torch.promote_types(dtype, torch.float32)
+    reconstruction.square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in net.parameters())
+
+
 @pytest.mark.parametrize("tile", [4, 8, 12, 100])
 def test_tiles_make_up_the_image(tile):
     torch.manual_seed(0)
@@ -168,5 +179,9 @@ def test_bad_inputs():
     net = PatchSVAE(**SMALL)
     with pytest.raises(ValueError, match="multiple of patch_size 4, got 8×9"):
         net(images(1, 3, 8, 9))
+    with pytest.raises(ValueError, match=r"images must be real \(B, 3, H, W\), got torch.uint8"):
+        net(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"got torch.float32 of shape \(1, 1, 8, 8\)"):
+        net(images(1, 1, 8, 8))
     with pytest.raises(ValueError, match="tile must be a multiple of 4, the patch size, got 6"):
         net.reconstruct(images(1, 3, 8, 8), tile=6)
