@@ -1,71 +1,102 @@
-"""What CV discipline costs: a training step of the Freckles regime with and without the CV term.
+"""What CV discipline costs: training steps of the Freckles regime under Lightning, with and without its callbacks.
 
 python benchmarks/svae.py              # CPU, and CUDA where there is one
-python benchmarks/svae.py --rounds 15  # steadier medians
+python benchmarks/svae.py --rounds 9   # steadier medians
 """
 
 import argparse
-from collections.abc import Callable
+import logging
+import statistics
+import time
+import warnings
 from typing import Any
 
 import torch
-from timing import machine, medians, ratio_table
+from lightning.pytorch import Callback, Trainer
+from timing import machine, ratio_table
+from torch import Tensor
+from torch.utils.data import DataLoader
 
-from eigenscope.geometry import cv_loss, expected_cv, volume_cv
+from callbacks import CVLossSchedule, FiniteGuard
+from eigenscope.geometry import Phase, SectorPolicy
 from eigenscope.nn import PatchSVAE
 from eigenscope.noise import draw_noise
+from lightning_modules import SpectralAutoencoderModule
+
+STEPS, WARM_UP = 9, 3  # of a round, and those of them that are not counted
 
 
-def training_step(images: torch.Tensor, *, cv: bool, measure: bool = False, **options: Any) -> Callable[[], object]:
-    """As in training: of a step's matrices 64 with 64 simplices each in the loss, 16 with 200 when it is measured."""
+class StepSeconds(Callback):
+    """Notes when batches end."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+
+    def steps(self) -> list[float]:
+        ends = self.ends[WARM_UP - 1 :]
+        return [after - before for before, after in zip(ends, ends[1:], strict=False)]
+
+
+def discipline(measure_every: int) -> CVLossSchedule:
+    return CVLossSchedule({"M": SectorPolicy(phases=[Phase(20.0)])}, measure_every=measure_every)
+
+
+def steps(images: Tensor, device: str, callbacks: list[Callback], **options: Any) -> list[float]:
     torch.manual_seed(0)
-    net = PatchSVAE(num_points=48, dim=4, patch_size=4, hidden=384, **options).to(images.device)
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
-    generator = torch.Generator().manual_seed(0)
-
-    def some(points: torch.Tensor, count: int) -> torch.Tensor:
-        return points[torch.randperm(len(points), generator=generator)[:count].to(points.device)]
-
-    def step() -> None:
-        optimizer.zero_grad()
-        reconstructions, code = net(images)
-        loss = (reconstructions - images).square().mean()
-        points = code.points.flatten(0, 1)
-        if measure:
-            volume_cv(some(points.detach(), 16), 200, generator)
-        if cv:
-            loss = loss + 20 * cv_loss(some(points, 64), expected_cv(4), 64, generator)
-        loss.backward()
-        optimizer.step()
-
-    return step
+    net = PatchSVAE(num_points=48, dim=4, patch_size=4, hidden=384, **options)
+    module = SpectralAutoencoderModule(net, lambda named: torch.optim.Adam(named, lr=1e-4))
+    clock = StepSeconds()
+    trainer = Trainer(
+        accelerator="gpu" if device == "cuda" else device,
+        devices=1,
+        max_steps=STEPS,
+        logger=False,
+        callbacks=[*callbacks, clock],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, DataLoader([(images, torch.zeros(len(images)))] * STEPS, batch_size=None))
+    return clock.steps()
 
 
 def training_steps(batch: int, rounds: int, device: str) -> None:
-    types = torch.arange(batch, device=device) % 16
+    types = torch.arange(batch) % 16
     images = draw_noise(types, seed=0, epoch=0, samples=types, image_size=64, clamp=4.0)
-    rows = {
-        "without the CV term": training_step(images, cv=False),
-        "with it": training_step(images, cv=True),
-        "with it, and measured in every step": training_step(images, cv=True, measure=True),
-        "without it, Gram matrix in fp32": training_step(images, cv=False, gram_precision="fp32"),
-        "without it or cross-attention": training_step(images, cv=False, num_cross=0),
+    rows: dict[str, tuple[list[Callback], dict[str, Any]]] = {
+        "without the CV term": ([FiniteGuard()], {}),
+        "with it, measured every 50 batches": ([FiniteGuard(), discipline(50)], {}),
+        "with it, measured in every batch": ([FiniteGuard(), discipline(1)], {}),
+        "without it, nor FiniteGuard": ([], {}),
+        "without it, Gram matrix in fp32": ([FiniteGuard()], {"gram_precision": "fp32"}),
+        "without it or cross-attention": ([FiniteGuard()], {"num_cross": 0}),
     }
-    times = medians(rows, rounds, device)
+    times: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in range(rounds):
+        for name, (callbacks, options) in rows.items():
+            times[name] += steps(images, device, callbacks, **options)
     print(f"\nTraining step of PatchSVAE, Freckles regime, {batch} images of 64², {device}, fp32, median of {rounds}")
-    print(ratio_table(times, "step", over="without the CV term"))
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    print(ratio_table(medians, "step", over="without the CV term"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")  # Lightning's advice on loaders, once per fit
     print(machine())
     training_steps(8, options.rounds, "cpu")
     if torch.cuda.is_available():
         print(f"\n{torch.cuda.get_device_name()}")
         for batch in (64, 256):
-            training_steps(batch, 4 * options.rounds, "cuda")
+            training_steps(batch, options.rounds, "cuda")
 
 
 if __name__ == "__main__":
