@@ -1,7 +1,9 @@
 """What CV discipline costs: training steps of the Freckles regime under Lightning, with and without its callbacks.
 
-python benchmarks/svae.py              # CPU, and CUDA where there is one
-python benchmarks/svae.py --rounds 9   # steadier medians
+    python benchmarks/svae.py              # CPU, and CUDA where there is one
+    python benchmarks/svae.py --rounds 9   # steadier medians
+
+Rounds, each a short fit, alternate between the rows of the table.
 """
 
 import argparse
@@ -9,6 +11,7 @@ import logging
 import statistics
 import time
 import warnings
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -39,7 +42,7 @@ class StepSeconds(Callback):
 
     def steps(self) -> list[float]:
         ends = self.ends[WARM_UP - 1 :]
-        return [after - before for before, after in zip(ends, ends[1:], strict=False)]
+        return [after - before for before, after in pairwise(ends)]
 
 
 def discipline(measure_every: int) -> CVLossSchedule:
