@@ -50,7 +50,8 @@ class SpectralAutoencoderModule(LightningModule):
     all ranks; in validation also ``val/spectral_shift``, the mean |S′ − S|, and for every sector, such as M,
     ``geometry_M/*``, see :class:`~lightning_modules.sector_geometry.SectorGeometry`. If the data module names its
     labels (``label_names``), ``{val,test}_mse/<name>`` is the error of a label's images, and
-    ``{val,test}_power/<name>`` their mean square, which is the error of a reconstruction that is 0.
+    ``{val,test}_power/<name>`` their mean square, which is the error of a reconstruction that is 0, and
+    ``val_decoded_norm/<name>`` the mean norm |M̂| of a patch.
 
     A callback may append a :data:`~eigenscope.protocols.Discipline` to ``disciplines``, which then sees the training
     loss and the sectors of each step.
@@ -62,6 +63,8 @@ class SpectralAutoencoderModule(LightningModule):
         lr_interval: what the schedule counts, ``epoch`` or ``step``.
         loss: ``mse``, ``huber`` or ``log_cosh``, see :func:`reconstruction_errors`.
         cross_attention_clip: largest norm of the gradient of the cross-attention's parameters; None does not clip.
+        clip_to_loss: clip the norm of the whole gradient to max(reconstruction loss, 1), as the first round of the
+            no-SVD ablation did; at other times Lightning's ``gradient_clip_val`` is what is wanted.
 
     Raises:
         ValueError: an argument is out of range.
@@ -69,12 +72,13 @@ class SpectralAutoencoderModule(LightningModule):
 
     def __init__(
         self,
-        net: PatchAutoencoder[Any],
+        net: PatchAutoencoder,  # type: ignore[type-arg]  # jsonargparse would build the base of a parametrised one
         optimizer: OptimizerCallable,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: LRInterval = "epoch",
         loss: ReconstructionLoss = "mse",
         cross_attention_clip: float | None = 0.5,
+        clip_to_loss: bool = False,
     ) -> None:
         super().__init__()
         check_interval(lr_interval)
@@ -89,6 +93,8 @@ class SpectralAutoencoderModule(LightningModule):
         self.lr_interval = lr_interval
         self.loss = loss
         self.cross_attention_clip = cross_attention_clip
+        self.clip_to_loss = clip_to_loss
+        self._latest_loss = torch.zeros(())
         self.sector_shapes = net.sector_shapes
         self.disciplines: list[Discipline] = []
         self.geometry = nn.ModuleDict({name: SectorGeometry(*shape) for name, shape in net.sector_shapes.items()})
@@ -100,9 +106,8 @@ class SpectralAutoencoderModule(LightningModule):
         """Makes room for the figures by label."""
         self.label_names = tuple(getattr(getattr(self.trainer, "datamodule", None), "label_names", ()))
         groups = len(self.label_names)
-        self.by_label = nn.ModuleDict(
-            {f"{stage}_{name}": GroupedMean(groups) for stage in ("val", "test") for name in ("mse", "power") if groups}
-        )
+        figures = [f"{stage}_{name}" for stage in ("val", "test") for name in ("mse", "power")]
+        self.by_label = nn.ModuleDict({name: GroupedMean(groups) for name in (*figures, "val_decoded_norm") if groups})
 
     def configure_optimizers(self) -> Any:
         """The injected optimizer over named trainable parameters, and its schedule."""
@@ -125,6 +130,7 @@ class SpectralAutoencoderModule(LightningModule):
         if self.global_step == 0:
             self._note_untrained(code.sectors)
         loss = self._record("train", images, reconstructions)
+        self._latest_loss = loss.detach()
         self.log("train/loss_step", loss.detach(), prog_bar=True)
         for discipline in self.disciplines:
             loss = discipline(loss, code.sectors)
@@ -135,6 +141,9 @@ class SpectralAutoencoderModule(LightningModule):
         images, labels = batch
         reconstructions, code = self.net(images)
         self._record("val", images, reconstructions, labels)
+        if self.label_names:
+            norms = code.decoded_points.flatten(-2).norm(dim=-1).mean(-1)
+            cast(GroupedMean, self.by_label["val_decoded_norm"]).update(norms, labels)
         cast(MeanLoss, self.means["val/spectral_shift"]).update(code.shift.mean(), len(images))
         self.log("val/spectral_shift", cast(MeanLoss, self.means["val/spectral_shift"]))
         for name, points in code.sectors.items():
@@ -162,8 +171,10 @@ class SpectralAutoencoderModule(LightningModule):
         self._log_by_label("test")
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clips the cross-attention's gradient, as the published recipe does."""
-        if self.cross_attention_clip is not None:
+        """Clips the cross-attention's gradient, as the published recipe does, and the whole one if asked to."""
+        if self.clip_to_loss:
+            nn.utils.clip_grad_norm_(self.net.parameters(), max(float(self._latest_loss), 1.0))
+        if self.cross_attention_clip is not None and len(self.net.cross_attention):
             nn.utils.clip_grad_norm_(self.net.cross_attention.parameters(), self.cross_attention_clip)
 
     def trace(self, batch: tuple[Tensor, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -1,19 +1,32 @@
 """Networks, and the probes through which their inner tensors are observed."""
 
+from eigenscope.nn.battery_array import BatteryArray
+from eigenscope.nn.battery_container import BatteryEntry, load_batteries, save_batteries
+from eigenscope.nn.battery_scores import cross_evaluate
 from eigenscope.nn.deit import DeiT
+from eigenscope.nn.linear_readout import LinearReadoutAutoencoder, ReadoutCode
+from eigenscope.nn.patch_autoencoder import PatchAutoencoder
 from eigenscope.nn.patch_svae import PatchSVAE, SpectralCode
 from eigenscope.nn.probe import Probe, observe, probes, watch
 from eigenscope.nn.taps import SVDTaps, TapConfig, tap_features
 
 __all__ = [
+    "BatteryArray",
+    "BatteryEntry",
     "DeiT",
+    "LinearReadoutAutoencoder",
+    "PatchAutoencoder",
     "PatchSVAE",
     "Probe",
+    "ReadoutCode",
     "SVDTaps",
     "SpectralCode",
     "TapConfig",
+    "cross_evaluate",
+    "load_batteries",
     "observe",
     "probes",
+    "save_batteries",
     "tap_features",
     "watch",
 ]

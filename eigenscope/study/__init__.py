@@ -1,5 +1,6 @@
 """Results of runs: what one run leaves behind, the scoreboard over runs, and the comparison of arms."""
 
+from eigenscope.study.battery_table import battery_table
 from eigenscope.study.comparison import ArmSummary, Difference, Spread, compare_arms, comparison_table
 from eigenscope.study.result import EpochResult, RunResult, Score, StoppedRun, scored
 from eigenscope.study.scoreboard import add_to_scoreboard, read_scoreboard, scoreboard_table
@@ -14,6 +15,7 @@ __all__ = [
     "Spread",
     "StoppedRun",
     "add_to_scoreboard",
+    "battery_table",
     "compare_arms",
     "comparison_table",
     "duration",

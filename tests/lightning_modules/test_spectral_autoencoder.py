@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -143,6 +144,20 @@ def test_cross_attention_is_clipped_and_nothing_else():
     assert norms[None][0] > 1e-5
     assert norms[1e-6][0] == pytest.approx(1e-6, rel=1e-3)
     assert norms[1e-6][1] == norms[None][1]
+
+
+def test_the_whole_gradient_is_clipped_to_the_loss():
+    for scale, largest in ((1.0, 1.0), (100.0, 1e4)):
+        tested = module(clip_to_loss=True, cross_attention_clip=None)
+        images, labels = samples()
+        tested.log = lambda *args, **options: None
+        tested._trainer = SimpleNamespace(global_step=1)
+        loss = tested.training_step((scale * images, labels), 0)
+        (1e6 * loss).backward()
+        tested.on_before_optimizer_step(None)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in tested.net.parameters()])
+        assert float(norm) == pytest.approx(max(loss.item(), 1.0), rel=1e-3)
+        assert 0.3 * largest < norm <= 1.1 * largest
 
 
 def test_disciplines_see_the_loss_and_change_it():
