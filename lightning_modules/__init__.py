@@ -1,6 +1,8 @@
 """Lightning modules; the names here are those that a configuration uses."""
 
+from lightning_modules.battery import BatteryModule
 from lightning_modules.image_classification import ImageClassificationModule
 from lightning_modules.spectral_autoencoder import SpectralAutoencoderModule
+from lightning_modules.spectral_vae import SpectralVAEModule
 
-__all__ = ["ImageClassificationModule", "SpectralAutoencoderModule"]
+__all__ = ["BatteryModule", "ImageClassificationModule", "SpectralAutoencoderModule", "SpectralVAEModule"]

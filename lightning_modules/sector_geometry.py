@@ -1,12 +1,15 @@
 """Geometric figures of points on a sphere, each beside its random and its untrained baseline."""
 
 import math
+from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from eigenscope.geometry import EffectiveRank, VolumeCV, expected_cv, random_unit_points, spread_matrices
 from eigenscope.linalg import gram_svd
+from eigenscope.protocols import Sectors
 from lightning_modules.mean_loss import MeanLoss
 
 _MATRICES = 64  # measured of each batch, spread over it
@@ -82,3 +85,32 @@ class SectorGeometry(nn.Module):
             if metric is not None:
                 metric.reset()
         return figures, errors
+
+
+class LatentGeometry(nn.ModuleDict):
+    """The :class:`SectorGeometry` of every sector.
+
+    Args:
+        sector_shapes: sector to (V, D).
+    """
+
+    def __init__(self, sector_shapes: Mapping[str, tuple[int, int]]) -> None:
+        super().__init__({name: SectorGeometry(*shape) for name, shape in sector_shapes.items()})
+
+    def note_untrained(self, sectors: Sectors) -> None:
+        """Takes the figures of the sectors for those of no training, where there are none yet."""
+        for name, points in sectors.items():
+            if self._of(name).untrained.isnan().any():
+                self._of(name).note_untrained(points)
+
+    def update_sectors(self, sectors: Sectors) -> None:
+        """Adds the matrices of a batch."""
+        for name, points in sectors.items():
+            self._of(name).update(points)
+
+    def compute(self) -> dict[str, float]:
+        """``geometry_<sector>/<figure>`` since the last call, with baselines; see :meth:`SectorGeometry.compute`."""
+        return {f"geometry_{name}/{k}": value for name in self for k, value in self._of(name).compute().items()}
+
+    def _of(self, name: str) -> SectorGeometry:
+        return cast(SectorGeometry, self[name])

@@ -1,46 +1,24 @@
 """Training an autoencoder whose latents are points on spheres."""
 
-import math
 from collections.abc import Iterator
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from eigenscope.nn.patch_autoencoder import PatchAutoencoder
+from eigenscope.nn.reconstruction_errors import ReconstructionLoss, reconstruction_errors
 from eigenscope.protocols import Discipline, Sectors
 from lightning_modules.grouped_mean import GroupedMean
 from lightning_modules.hyperparameters import save_given_hyperparameters
 from lightning_modules.mean_loss import MeanLoss
 from lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
-from lightning_modules.sector_geometry import SectorGeometry
+from lightning_modules.sector_geometry import LatentGeometry
 
-ReconstructionLoss = Literal["mse", "huber", "log_cosh"]
 _STAGES = ("train", "val", "test")
-
-
-def reconstruction_errors(reconstructions: Tensor, images: Tensor, kind: ReconstructionLoss) -> Tensor:
-    """The mean over each sample of a function of e = reconstruction − image.
-
-    Args:
-        reconstructions: (B, ...).
-        images: same shape.
-        kind: ``mse`` is e²; ``huber`` e²/2 up to |e| = 1 and |e| − ½ beyond (Huber 1964); ``log_cosh`` log cosh e,
-            without overflow.
-
-    Returns:
-        (B,), at least float32.
-    """
-    error = (reconstructions.to(torch.promote_types(reconstructions.dtype, torch.float32)) - images).flatten(1)
-    if kind == "mse":
-        return error.square().mean(1)
-    if kind == "huber":
-        return F.huber_loss(error, torch.zeros_like(error), reduction="none").mean(1)
-    return (error.abs() + F.softplus(-2 * error.abs()) - math.log(2)).mean(1)
 
 
 class SpectralAutoencoderModule(LightningModule):
@@ -61,7 +39,8 @@ class SpectralAutoencoderModule(LightningModule):
         optimizer: makes the optimizer from the network's named trainable parameters.
         lr_scheduler: makes the schedule from the optimizer; None keeps the rate.
         lr_interval: what the schedule counts, ``epoch`` or ``step``.
-        loss: ``mse``, ``huber`` or ``log_cosh``, see :func:`reconstruction_errors`.
+        loss: ``mse``, ``huber`` or ``log_cosh``, see
+            :func:`eigenscope.nn.reconstruction_errors.reconstruction_errors`.
         cross_attention_clip: largest norm of the gradient of the cross-attention's parameters; None does not clip.
         clip_to_loss: clip the norm of the whole gradient to max(reconstruction loss, 1), as the first round of the
             no-SVD ablation did; at other times Lightning's ``gradient_clip_val`` is what is wanted.
@@ -97,7 +76,7 @@ class SpectralAutoencoderModule(LightningModule):
         self._latest_loss = torch.zeros(())
         self.sector_shapes = net.sector_shapes
         self.disciplines: list[Discipline] = []
-        self.geometry = nn.ModuleDict({name: SectorGeometry(*shape) for name, shape in net.sector_shapes.items()})
+        self.geometry = LatentGeometry(net.sector_shapes)
         figures = [f"{stage}/{name}" for stage in _STAGES for name in ("loss", "mse")]
         self.means = nn.ModuleDict({name: MeanLoss() for name in (*figures, "val/spectral_shift")})
         self.label_names: tuple[str, ...] = ()
@@ -128,7 +107,7 @@ class SpectralAutoencoderModule(LightningModule):
         images, _ = batch
         reconstructions, code = self.net(images)
         if self.global_step == 0:
-            self._note_untrained(code.sectors)
+            self.geometry.note_untrained(code.sectors)
         loss = self._record("train", images, reconstructions)
         self._latest_loss = loss.detach()
         self.log("train/loss_step", loss.detach(), prog_bar=True)
@@ -146,8 +125,7 @@ class SpectralAutoencoderModule(LightningModule):
             cast(GroupedMean, self.by_label["val_decoded_norm"]).update(norms, labels)
         cast(MeanLoss, self.means["val/spectral_shift"]).update(code.shift.mean(), len(images))
         self.log("val/spectral_shift", cast(MeanLoss, self.means["val/spectral_shift"]))
-        for name, points in code.sectors.items():
-            cast(SectorGeometry, self.geometry[name]).update(points)
+        self.geometry.update_sectors(code.sectors)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Updates the test figures."""
@@ -162,9 +140,7 @@ class SpectralAutoencoderModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Logs the figures by label and the geometry."""
         self._log_by_label("val")
-        for name, geometry in self.geometry.items():
-            figures = cast(SectorGeometry, geometry).compute()
-            self.log_dict({f"geometry_{name}/{figure}": value for figure, value in figures.items()}, sync_dist=True)
+        self.log_dict(self.geometry.compute(), sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
         """Logs the figures by label."""
@@ -190,12 +166,6 @@ class SpectralAutoencoderModule(LightningModule):
         """The noise type, or whatever the label of a sample is called."""
         label = int(batch[1][sample])
         return self.label_names[label] if self.label_names else f"label {label}"
-
-    def _note_untrained(self, sectors: Sectors) -> None:
-        for name, points in sectors.items():
-            geometry = cast(SectorGeometry, self.geometry[name])
-            if geometry.untrained.isnan().any():
-                geometry.note_untrained(points)
 
     def _record(self, stage: str, images: Tensor, reconstructions: Tensor, labels: Tensor | None = None) -> Tensor:
         """Updates the figures of a batch and returns its loss."""

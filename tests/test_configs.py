@@ -26,7 +26,7 @@ def run_two_steps(path, make_tree, *overlays):
     args += ["--data.init_args.num_workers=0", "--trainer.log_every_n_steps=1"]
     data = yaml.safe_load(path.read_text())["data"]["class_path"]
     if data == "CIFAR100DataModule":
-        root = str(make_tree(classes=5, train=4))
+        root = str(make_tree(classes=5, train=20))
         args += ["--data.init_args.source=folder", f"--data.init_args.root={root}"]
     elif data == "SyntheticImagesDataModule":
         args += ["--data.init_args.train_size=100", "--data.init_args.test_size=100"]

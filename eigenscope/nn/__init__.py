@@ -8,6 +8,7 @@ from eigenscope.nn.linear_readout import LinearReadoutAutoencoder, ReadoutCode
 from eigenscope.nn.patch_autoencoder import PatchAutoencoder
 from eigenscope.nn.patch_svae import PatchSVAE, SpectralCode
 from eigenscope.nn.probe import Probe, observe, probes, watch
+from eigenscope.nn.simplex_vae import SimplexCode, SimplexVAE
 from eigenscope.nn.taps import SVDTaps, TapConfig, tap_features
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "Probe",
     "ReadoutCode",
     "SVDTaps",
+    "SimplexCode",
+    "SimplexVAE",
     "SpectralCode",
     "TapConfig",
     "cross_evaluate",

@@ -1,0 +1,250 @@
+"""SimplexVAE: a variational autoencoder of image patches with a real bottleneck between points on spheres."""
+
+import math
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eigenscope.nn.companding import SCALES, compand, expand
+from eigenscope.nn.patches import fold_patches, patch_grid, unfold_patches
+from eigenscope.nn.residual_mlp import residual_mlp
+from eigenscope.nn.variational import bounded_log_variance, kl_divergence, reparameterise, standard_normal
+
+
+class SimplexCode(NamedTuple):
+    """What SimplexVAE knows of the L = rows × columns patches of B images, row by row; float32.
+
+    Attributes:
+        log_scale: log s, (B, L), the magnitude, carried beside the latent.
+        companded: u, (B, L, P), what is to be reconstructed.
+        points: M, (B, L, V, D), unit rows.
+        bottleneck: its hidden layer, (B, L, bottleneck / D, D), groups scaled to unit length.
+        mu: mean of the posterior, (B, L, slots, D).
+        log_variance: its log σ², (B, L, slots, D).
+        z: what the decoder sees, (B, L, slots, D).
+        grid: (rows, columns).
+        decoded_points: H, (B, L, V, D), unit rows; None before decoding.
+        decoder: first hidden layer of the decoder, (B, L, hidden / D, D), groups of unit length; None before decoding.
+    """
+
+    log_scale: Tensor
+    companded: Tensor
+    points: Tensor
+    bottleneck: Tensor
+    mu: Tensor
+    log_variance: Tensor
+    z: Tensor
+    grid: tuple[int, int]
+    decoded_points: Tensor | None = None
+    decoder: Tensor | None = None
+
+    @property
+    def kl(self) -> Tensor:
+        """KL divergence from the standard normal law by dimension, (B, L, slots · D) in nats."""
+        return kl_divergence(self.mu, self.log_variance).flatten(-2)
+
+    @property
+    def sectors(self) -> dict[str, Tensor]:
+        """The points on spheres by name, (..., V, D), in the order of computation.
+
+        ``mu`` and ``z`` are clouds over the batch, (1, B · L · slots, D): copies of unit length, because the KL term
+        needs their radius.
+        """
+        encoded = {"M": self.points, "bottleneck": self.bottleneck, "mu": _cloud(self.mu), "z": _cloud(self.z)}
+        decoded = {"H": self.decoded_points, "decoder": self.decoder}
+        return encoded | {name: points for name, points in decoded.items() if points is not None}
+
+
+class SimplexVAE(nn.Module):
+    """A variational autoencoder of patches of any magnitude, whose layers are points on spheres.
+
+    Encoder: patch x → u = asinh(x / s) with s = median |x| → MLP → V × D, rows of unit length: M → Linear → GELU →
+    Linear → μ, log σ². Decoder: z → Linear → V × D, rows of unit length: H → MLP of H and log s → û, and
+    x̂ = s sinh(û). P = 3 p² numbers pass through slots · D and the scale. Neither SVD nor float64 is in its graph.
+
+    A row shorter than 1e-4 is divided by 1e-4 instead of its length, so that no gradient is amplified further.
+
+    Args:
+        num_points: V, points a patch of M and H.
+        dim: D, dimension of the space whose sphere they lie on, and of a slot of the latent.
+        patch_size: p, side of a patch in pixels.
+        hidden: width of the MLPs, a multiple of D.
+        depth: residual blocks in the encoder, and in the decoder.
+        bottleneck: width of the hidden layer between M and the posterior, a multiple of D.
+        slots: latent vectors of R^D a patch.
+        image_size: side of the images, if it is to be checked now; images of other sizes are taken all the same.
+
+    Attributes:
+        sector_shapes: sector to (V, D). The clouds ``mu`` and ``z`` have as many points as the batch gives; named are
+            those of one image of ``image_size`` (of one patch if that is None), or 5 if these are fewer.
+
+    Raises:
+        ValueError: an argument is out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        num_points: int = 64,
+        dim: int = 16,
+        patch_size: int = 16,
+        hidden: int = 768,
+        depth: int = 4,
+        bottleneck: int = 256,
+        slots: int = 1,
+        image_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {"num_points": num_points, "dim": dim, "patch_size": patch_size, "hidden": hidden}
+        sizes |= {"depth": depth, "bottleneck": bottleneck, "slots": slots}
+        for name, value in sizes.items():
+            if value < (least := 0 if name == "depth" else 1):
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+            if name in ("hidden", "bottleneck") and value % dim:
+                raise ValueError(f"{name} must be a multiple of dim, which is {dim}, got {value}")
+        rows, columns = (1, 1) if image_size is None else patch_grid(image_size, image_size, patch_size)
+        points, cloud = (num_points, dim), (max(5, rows * columns * slots), dim)
+        encoded = {"M": points, "bottleneck": (bottleneck // dim, dim), "mu": cloud, "z": cloud}
+        self.sector_shapes = encoded | {"H": points, "decoder": (hidden // dim, dim)}
+        self.dim = dim
+        self.patch_size = patch_size
+        self.slots = slots
+        numbers = 3 * patch_size**2
+        # What reads points, and what writes û, are layers of their own: further groups of points can be appended to
+        # M before `squeeze`, and further outputs mixed into that of `decoder`.
+        self.encoder = residual_mlp(numbers, hidden, num_points * dim, depth)
+        nn.init.orthogonal_(cast(nn.Linear, self.encoder[-1]).weight)
+        self.squeeze = nn.Sequential(nn.Linear(num_points * dim, bottleneck), nn.GELU())
+        self.posterior = nn.Linear(bottleneck, 2 * slots * dim)
+        self.raise_latent = nn.Linear(slots * dim, num_points * dim)
+        self.decoder = residual_mlp(num_points * dim + 1, hidden, numbers, depth)
+
+    def forward(
+        self, images: Tensor, sample: bool | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, SimplexCode]:
+        """Reconstructions of images in companded space, and their code.
+
+        Args:
+            images: (B, 3, H, W).
+            sample: decode z = μ + σ ε, or μ; None samples in training.
+            generator: source of ε, see :func:`eigenscope.nn.variational.reparameterise`.
+
+        Returns:
+            û, (B, L, P) float32, to be compared with ``code.companded``, and the code. Errors as :meth:`encode`.
+        """
+        code = self.encode(images)
+        if self.training if sample is None else sample:
+            code = code._replace(z=reparameterise(code.mu, code.log_variance, generator))
+        reconstructions, decoded_points, hidden = self._decode(code.z, code.log_scale)
+        return reconstructions, code._replace(decoded_points=decoded_points, decoder=_groups(hidden, self.dim))
+
+    def encode(self, images: Tensor) -> SimplexCode:
+        """The code of images (B, 3, H, W), with z = μ.
+
+        Raises:
+            ValueError: H or W is not a multiple of the patch size.
+        """
+        height, width = images.shape[-2:]
+        grid = patch_grid(height, width, self.patch_size)
+        companded, log_scale = compand(unfold_patches(images, self.patch_size))
+        points = _groups(self.encoder(companded), self.dim)
+        hidden = self.squeeze(points.flatten(-2))
+        mu, raw = _float(self.posterior(hidden)).reshape(*hidden.shape[:2], 2, self.slots, self.dim).unbind(2)
+        bottleneck = _groups(hidden, self.dim)
+        return SimplexCode(log_scale, companded, points, bottleneck, mu, bounded_log_variance(raw), mu, grid)
+
+    def decode(self, z: Tensor, log_scale: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Images (B, 3, H, W), float32, of latents.
+
+        Args:
+            z: (B, L, slots, D).
+            log_scale: log s, (B, L).
+            grid: (rows, columns), L in number.
+
+        Raises:
+            ValueError: a shape is another.
+        """
+        patches = (len(z), grid[0] * grid[1])
+        for name, given, wanted in (("z", z, (*patches, self.slots, self.dim)), ("log_scale", log_scale, patches)):
+            if given.shape != wanted:
+                raise ValueError(f"{name} must be {wanted} for grid {grid}, got {tuple(given.shape)}")
+        return self.to_images(self._decode(z, log_scale)[0], log_scale, grid)
+
+    def to_images(self, companded: Tensor, log_scale: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Images (B, 3, H, W) of patches u (B, L, P) and their scales (B, L)."""
+        return fold_patches(expand(companded, log_scale), grid, self.patch_size)
+
+    @torch.no_grad()
+    def sample(
+        self, count: int, size: tuple[int, int], log_scale: float = 0.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Images (count, 3, H, W) of latents drawn from the standard normal law, patches independent of each other.
+
+        Args:
+            count: of images, at least 1.
+            size: (H, W) in pixels, multiples of the patch size.
+            log_scale: log s of all patches, of which the prior says nothing.
+            generator: source of the draws, on any device; None is torch's global one.
+
+        Raises:
+            ValueError: an argument is out of range.
+        """
+        if count < 1:
+            raise ValueError(f"count must be at least 1, got {count}")
+        if not _LOG_SCALES[0] <= log_scale <= _LOG_SCALES[1]:
+            raise ValueError(f"log_scale must be in [{_LOG_SCALES[0]:.4g}, {_LOG_SCALES[1]:.4g}], got {log_scale}")
+        rows, columns = patch_grid(*size, self.patch_size)
+        like = self.posterior.bias
+        z = standard_normal((count, rows * columns, self.slots, self.dim), like, generator)
+        return self.decode(z, like.new_full(z.shape[:2], log_scale), (rows, columns))
+
+    @torch.no_grad()
+    def interpolate(self, images_a: Tensor, images_b: Tensor, steps: int) -> Tensor:
+        """Images between two, linear in μ and in log s, patch by patch: sizes change in equal ratios.
+
+        Args:
+            images_a: (B, 3, H, W).
+            images_b: same shape.
+            steps: images on the way, both ends included, at least 2.
+
+        Returns:
+            (steps, B, 3, H, W), from the reconstruction of ``images_a`` to that of ``images_b``.
+
+        Raises:
+            ValueError: the shapes differ, or ``steps`` is below 2.
+        """
+        if images_a.shape != images_b.shape:
+            raise ValueError(f"images_b must be {tuple(images_a.shape)} as images_a, got {tuple(images_b.shape)}")
+        if steps < 2:
+            raise ValueError(f"steps must be at least 2, got {steps}")
+        a, b = self.encode(images_a), self.encode(images_b)
+        way = torch.linspace(0, 1, steps, device=a.mu.device, dtype=a.mu.dtype)
+        z = torch.lerp(a.mu, b.mu, way.view(-1, 1, 1, 1, 1)).flatten(0, 1)
+        log_scale = torch.lerp(a.log_scale, b.log_scale, way.view(-1, 1, 1)).flatten(0, 1)
+        return self.decode(z, log_scale, a.grid).reshape(steps, *images_a.shape)
+
+    def _decode(self, z: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """û, H and the first hidden layer of the decoder."""
+        points = _groups(self.raise_latent(z.flatten(-2)), self.dim)
+        condition = log_scale[..., None] / _LOG_SCALES[1]  # in [-1, 1]
+        hidden = self.decoder[:2](torch.cat([points.flatten(-2), condition], -1))
+        return _float(self.decoder[2:](hidden)), points, hidden
+
+
+_LOG_SCALES = [math.log(scale) for scale in SCALES]
+_SHORTEST = 1e-4
+
+
+def _float(x: Tensor) -> Tensor:
+    """At least float32, whatever autocast made of it."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _groups(x: Tensor, dim: int) -> Tensor:
+    """(..., V · D) as V rows of unit length, (..., V, D)."""
+    return F.normalize(_float(x).reshape(*x.shape[:-1], -1, dim), dim=-1, eps=_SHORTEST)
+
+
+def _cloud(latents: Tensor) -> Tensor:
+    return F.normalize(latents, dim=-1, eps=_SHORTEST).flatten(0, -2)[None]

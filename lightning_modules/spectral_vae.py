@@ -1,0 +1,215 @@
+"""Training the variational successor of the spectral autoencoder."""
+
+import statistics
+from collections.abc import Iterator
+from typing import Any, Literal, cast, get_args
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from eigenscope.nn import SimplexCode, SimplexVAE
+from eigenscope.nn.reconstruction_errors import ReconstructionLoss, reconstruction_errors, student_t_errors
+from eigenscope.nn.variational import active_dimensions, free_bits, has_collapsed, kl_weight
+from eigenscope.protocols import Discipline, Sectors
+from lightning_modules.explained import UnexplainedVariance
+from lightning_modules.grouped_mean import GroupedMean
+from lightning_modules.hyperparameters import save_given_hyperparameters
+from lightning_modules.mean_loss import MeanLoss
+from lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
+from lightning_modules.sector_geometry import LatentGeometry
+
+CompandedLoss = Literal["mse", "huber", "log_cosh", "student_t"]
+
+
+class SpectralVAEModule(LightningModule):
+    """Training of a :class:`~eigenscope.nn.SimplexVAE`: reconstruction in companded space plus β times the KL term.
+
+    The loss is the mean over numbers of the reconstruction error of u = asinh(x / s), plus β times the mean over the
+    dimensions of a patch's latent of max(KL_j, free bits), β rising from 0 over ``warmup_steps``.
+
+    Logs once an epoch ``{train,val,test}/loss``, the reconstruction error, and ``/kl``, nats a patch; in validation
+    ``val/fvu``, the mean over labels of the fraction of variance unexplained in companded space, and
+    ``val_fvu/<label>``; ``val_raw_median/<label>`` and ``val_raw_q90/<label>``, the median and the 90 % quantile of
+    |x̂ − x| of an image; ``val/active_dimensions`` (of more than 0.1 nat, or twice the free bits),
+    ``val/kl_per_dimension`` in nats, ``val/collapsed`` (1 if fewer than half are active, which is also said once); and
+    ``geometry_<sector>/*`` of every sector.
+
+    Args:
+        net: the network.
+        optimizer: makes the optimizer from the named trainable parameters.
+        lr_scheduler: makes the schedule from the optimizer; None keeps the rate.
+        lr_interval: what the schedule counts, ``epoch`` or ``step``.
+        loss: ``mse``, ``huber``, ``log_cosh``, or ``student_t``, whose scale is learned.
+        degrees_of_freedom: of Student's t.
+        beta: weight of the KL term after warm-up.
+        warmup_steps: over which it rises.
+        free_bits: nats a dimension that cost nothing.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        net: SimplexVAE,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: LRInterval = "epoch",
+        loss: CompandedLoss = "huber",
+        degrees_of_freedom: float = 4.0,
+        beta: float = 0.01,
+        warmup_steps: int = 300,
+        free_bits: float = 0.05,
+    ) -> None:
+        super().__init__()
+        check_interval(lr_interval)
+        if loss not in get_args(CompandedLoss):
+            raise ValueError(f"loss must be one of {', '.join(get_args(CompandedLoss))}, got {loss!r}")
+        if not degrees_of_freedom > 0:
+            raise ValueError(f"degrees_of_freedom must be above 0, got {degrees_of_freedom}")
+        for name, value in (("beta", beta), ("warmup_steps", warmup_steps), ("free_bits", free_bits)):
+            if not value >= 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
+        save_given_hyperparameters(self)
+        self.net = net
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.lr_interval = lr_interval
+        self.loss = loss
+        self.degrees_of_freedom = degrees_of_freedom
+        self.beta = beta
+        self.warmup_steps = warmup_steps
+        self.free_bits = free_bits
+        self.log_sigma = nn.Parameter(torch.zeros(())) if loss == "student_t" else None
+        self.sector_shapes = net.sector_shapes
+        self.disciplines: list[Discipline] = []
+        self.geometry = LatentGeometry(net.sector_shapes)
+        figures = [f"{stage}/{name}" for stage in ("train", "val", "test") for name in ("loss", "kl")]
+        self.means = nn.ModuleDict({name: MeanLoss() for name in figures})
+        self.kl_by_dimension = GroupedMean(net.slots * net.dim)
+        self.label_names: tuple[str, ...] = ()
+        self._warned = False
+
+    def setup(self, stage: str) -> None:
+        """Makes room for the figures by label."""
+        self.label_names = tuple(getattr(getattr(self.trainer, "datamodule", None), "label_names", ()))
+        groups = max(1, len(self.label_names))
+        self.unexplained = UnexplainedVariance(groups)
+        self.raw = nn.ModuleDict({f"val_raw_{name}": GroupedMean(groups) for name in ("median", "q90")})
+
+    def configure_optimizers(self) -> Any:
+        """The injected optimizer over named trainable parameters, and its schedule."""
+        return optimizer_and_schedule(self, self, self.optimizer, self.lr_scheduler, self.lr_interval)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Reconstructions of images (B, 3, H, W), same shape, through μ."""
+        return self.autoencode(images)[0]
+
+    def autoencode(self, images: Tensor) -> tuple[Tensor, Sectors]:
+        """Reconstructions of images (B, 3, H, W), same shape, through μ, and the sectors."""
+        companded, code = self.net(images, sample=False)
+        return self.net.to_images(companded, code.log_scale, code.grid), code.sectors
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The disciplined loss of a batch."""
+        images, _ = batch
+        companded, code = self.net(images, sample=True)
+        if self.global_step == 0:
+            self.geometry.note_untrained(code.sectors)
+        loss = self._record("train", companded, code)
+        self.log("train/loss_step", loss.detach(), prog_bar=True)
+        weight = kl_weight(self.global_step, self.beta, self.warmup_steps)
+        loss = loss + weight * free_bits(code.kl, self.free_bits).mean()
+        for discipline in self.disciplines:
+            loss = discipline(loss, code.sectors)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Updates the validation figures."""
+        images, labels = batch
+        groups = labels if self.label_names else torch.zeros_like(labels)
+        companded, code = self.net(images, sample=False)
+        self._record("val", companded, code)
+        self.unexplained.update(companded, code.companded, groups)
+        kl = code.kl.mean(1)  # (B, slots · D)
+        dimensions = torch.arange(kl.shape[1], device=kl.device).expand_as(kl)
+        self.kl_by_dimension.update(kl.flatten(), dimensions.flatten())
+        errors = (self.net.to_images(companded, code.log_scale, code.grid) - images).abs().flatten(1)
+        for name, quantile in (("median", 0.5), ("q90", 0.9)):
+            ranked = errors.kthvalue(max(1, round(quantile * errors.shape[1])), dim=1).values
+            cast(GroupedMean, self.raw[f"val_raw_{name}"]).update(ranked, groups)
+        self.geometry.update_sectors(code.sectors)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Updates the test figures."""
+        companded, code = self.net(batch[0], sample=False)
+        self._record("test", companded, code)
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Reconstructions (B, 3, H, W)."""
+        return self.autoencode(batch[0])[0]
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the figures by label, of the latent and of the geometry; says once if the posterior has collapsed."""
+        fractions = {self._name(group): float(value) for group, value in self.unexplained.compute().items()}
+        self.unexplained.reset()
+        figures = {f"val_fvu/{name}": value for name, value in fractions.items()}
+        figures["val/fvu"] = statistics.fmean(fractions.values())
+        for key, metric in self.raw.items():
+            means = cast(GroupedMean, metric).compute()
+            cast(GroupedMean, metric).reset()
+            figures |= {f"{key}/{self._name(group)}": float(mean) for group, mean in means.items()}
+        self.log_dict(figures | self._latent_figures() | self.geometry.compute(), sync_dist=True)
+
+    def trace(self, batch: tuple[Tensor, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of a step in the order in which they are computed, (B, ...) each, through μ."""
+        images, _ = batch
+        yield "target images", images
+        companded, code = self.net(images, sample=False)
+        yield "companded patches u", code.companded
+        yield "points M", code.points
+        yield "mean μ", code.mu
+        yield "log variance", code.log_variance
+        yield "decoded points H", cast(Tensor, code.decoded_points)
+        yield "reconstructions û", companded
+        yield "reconstruction loss", self._errors(companded, code.companded)
+
+    def describe(self, batch: tuple[Tensor, Tensor], sample: int) -> str:
+        """The noise type, or whatever the label of a sample is called."""
+        return self._name(int(batch[1][sample])) if self.label_names else f"label {int(batch[1][sample])}"
+
+    def _name(self, group: int) -> str:
+        return self.label_names[group] if self.label_names else "all"
+
+    def _errors(self, companded: Tensor, targets: Tensor) -> Tensor:
+        """The reconstruction error of each image, (B,)."""
+        if self.log_sigma is not None:
+            return student_t_errors(companded, targets, self.log_sigma, self.degrees_of_freedom)
+        return reconstruction_errors(companded, targets, cast(ReconstructionLoss, self.loss))
+
+    def _record(self, stage: str, companded: Tensor, code: SimplexCode) -> Tensor:
+        """Updates the figures of a batch and returns its reconstruction error."""
+        loss = self._errors(companded, code.companded).mean()
+        for name, value in (("loss", loss), ("kl", code.kl.sum(-1).mean())):
+            metric = cast(MeanLoss, self.means[f"{stage}/{name}"])
+            metric.update(value, len(companded))
+            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True)
+        return loss
+
+    def _latent_figures(self) -> dict[str, float]:
+        """What the latent carries, over the validation set."""
+        kl = torch.stack(list(self.kl_by_dimension.compute().values()))
+        self.kl_by_dimension.reset()
+        active = active_dimensions(kl, max(0.1, 2 * self.free_bits))
+        collapsed = has_collapsed(active)
+        if collapsed and not self._warned and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            rank_zero_info(f"The posterior has collapsed: {int(active.sum())} of {len(active)} dimensions are active.")
+            self._warned = True
+        return {
+            "val/active_dimensions": float(active.sum()),
+            "val/kl_per_dimension": float(kl.mean()),
+            "val/collapsed": float(collapsed),
+        }
