@@ -1,9 +1,10 @@
 """The order in which samples are visited, by epoch and rank."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from eigenscope.noise import stream_key
@@ -14,6 +15,13 @@ class EpochIndex(NamedTuple):
 
     epoch: int
     sample: int
+
+
+def epochs_and_samples(keys: Sequence[EpochIndex | int]) -> tuple[Tensor, Tensor]:
+    """Both parts of what a loader asks for, (B,) int64 each; a plain integer stands for a sample of epoch 0."""
+    pairs = [key if isinstance(key, tuple) else EpochIndex(0, key) for key in keys]
+    epochs, samples = torch.tensor(pairs).unbind(1)
+    return epochs, samples
 
 
 class EpochSampler(DistributedSampler[EpochIndex]):

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from eigenscope.data.augmentation import augment_keyed
-from eigenscope.data.epoch_sampler import EpochIndex
+from eigenscope.data.epoch_sampler import EpochIndex, epochs_and_samples
 from eigenscope.noise import random_bits, stream_key
 
 
@@ -51,8 +50,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, keys: Sequence[EpochIndex | int]) -> tuple[Tensor, Tensor]:
         """A batch: (B, 3, H, W) float32 in [0, 1] and (B,) int64."""
-        pairs = [key if isinstance(key, tuple) else EpochIndex(0, key) for key in keys]
-        epochs, samples = torch.tensor(pairs).unbind(1)
+        epochs, samples = epochs_and_samples(keys)
         images, labels = self.data.subset(samples)
         if self.augment is not None:
             seeds = random_bits(stream_key(self.seed), (epochs << 32) + samples, count=1)[:, 0]

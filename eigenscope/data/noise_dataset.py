@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from eigenscope.data.epoch_sampler import EpochIndex
+from eigenscope.data.epoch_sampler import EpochIndex, epochs_and_samples
 from eigenscope.noise import Curriculum, draw_noise
 
 
@@ -53,8 +53,7 @@ class NoiseDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, keys: Sequence[EpochIndex | int]) -> tuple[Tensor, Tensor]:
         """A batch of one epoch: (B, 3, s, s) float32 and (B,) int64."""
-        pairs = [key if isinstance(key, tuple) else EpochIndex(0, key) for key in keys]
-        epochs, samples = torch.tensor(pairs).unbind(1)
+        epochs, samples = epochs_and_samples(keys)
         epoch = int(epochs[0])
         types = torch.tensor(self.types.types_at(epoch) if isinstance(self.types, Curriculum) else self.types)
         labels = types[samples % len(types)]
