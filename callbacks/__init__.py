@@ -1,9 +1,20 @@
 """Callbacks; the names here are those that a configuration uses."""
 
+from callbacks.battery_container import BatteryContainer
 from callbacks.cv_loss_schedule import CVLossSchedule
 from callbacks.epoch_table import EpochTable
 from callbacks.finite_guard import FiniteGuard, NonFiniteError
+from callbacks.implant_policy import ImplantPolicy
 from callbacks.reconstruction_grid import ReconstructionGrid
 from callbacks.scoreboard import Scoreboard
 
-__all__ = ["CVLossSchedule", "EpochTable", "FiniteGuard", "NonFiniteError", "ReconstructionGrid", "Scoreboard"]
+__all__ = [
+    "BatteryContainer",
+    "CVLossSchedule",
+    "EpochTable",
+    "FiniteGuard",
+    "ImplantPolicy",
+    "NonFiniteError",
+    "ReconstructionGrid",
+    "Scoreboard",
+]

@@ -1,9 +1,14 @@
 """What Lightning modules, data modules and callbacks may ask of each other: the whole contract between the rooms."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from eigenscope.nn.battery_array import BatteryArray
 
 Sectors = Mapping[str, Tensor]
 """Name to points on a sphere, (..., V, D): V unit vectors of R^D, over any leading shape of matrices."""
@@ -59,3 +64,37 @@ class KeepsBest(Protocol):
 
     def restart_best(self) -> None:
         """Forgets it: the scores from this epoch on are not comparable with those before."""
+
+
+@runtime_checkable
+class HasBatteries(Protocol):
+    """A module that trains batteries, each on kinds of images of its own.
+
+    Attributes:
+        mixtures: names of the kinds that each of the K batteries is trained on.
+        label_names: of all T kinds.
+        cross_scores: mean squared errors in the latest validation, (K, T), nan for a kind without images; None before.
+    """
+
+    mixtures: Sequence[Sequence[str]]
+    label_names: Sequence[str]
+    cross_scores: Tensor | None
+
+    @property
+    def batteries(self) -> BatteryArray:
+        """The K batteries."""
+
+    @property
+    def steps(self) -> Tensor:
+        """Optimizer steps that each has had images for, (K,) int64."""
+
+
+@runtime_checkable
+class Implanted(Protocol):
+    """A network some of whose weights were trained elsewhere and copied in."""
+
+    def implant_parameters(self) -> Iterable[nn.Parameter]:
+        """These weights."""
+
+    def set_implants_trainable(self, trainable: bool) -> None:
+        """Whether they require gradient."""

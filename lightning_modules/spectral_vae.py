@@ -35,7 +35,8 @@ class SpectralVAEModule(LightningModule):
     ``val_fvu/<label>``; ``val_raw_median/<label>`` and ``val_raw_q90/<label>``, the median and the 90 % quantile of
     |x̂ − x| of an image; ``val/active_dimensions`` (of more than 0.1 nat, or twice the free bits),
     ``val/kl_per_dimension`` in nats, ``val/collapsed`` (1 if fewer than half are active, which is also said once); and
-    ``geometry_<sector>/*`` of every sector.
+    ``geometry_<sector>/*`` of every sector. A network with implants adds ``implants/steps``, the optimizer steps that
+    its batteries were trained for, all together.
 
     Args:
         net: the network.
@@ -162,6 +163,9 @@ class SpectralVAEModule(LightningModule):
             means = cast(GroupedMean, metric).compute()
             cast(GroupedMean, metric).reset()
             figures |= {f"{key}/{self._name(group)}": float(mean) for group, mean in means.items()}
+        steps = getattr(self.net, "implant_steps", None)
+        if steps is not None:
+            figures["implants/steps"] = float(sum(steps))
         self.log_dict(figures | self._latent_figures() | self.geometry.compute(), sync_dist=True)
 
     def trace(self, batch: tuple[Tensor, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -6,11 +6,12 @@ import pytest
 import yaml
 
 import cli
-from eigenscope.nn import DeiT, PatchSVAE
+from eigenscope.nn import BatteryArray, BatteryEntry, DeiT, PatchSVAE, save_batteries
 
 ROOT = Path(__file__).parents[1]
-OVERLAYS = sorted((ROOT / "configs" / "cv").glob("*.yaml"))  # each is added to another configuration
-CONFIGS = sorted(set((ROOT / "configs").rglob("*.yaml")) - set(OVERLAYS))
+CV_OVERLAYS = sorted((ROOT / "configs" / "cv").glob("*.yaml"))  # each is added to another configuration
+IMPLANT_OVERLAYS = sorted((ROOT / "configs" / "implant").glob("*.yaml"))
+CONFIGS = sorted(set((ROOT / "configs").rglob("*.yaml")) - set(CV_OVERLAYS) - set(IMPLANT_OVERLAYS))
 TAPPED = {"deit_svd": "svd", "deit_gram_diagonal": "gram_diagonal", "deit_pooled": "pooled", "deit_zeros": "zeros"}
 
 
@@ -30,6 +31,10 @@ def run_two_steps(path, make_tree, *overlays):
         args += ["--data.init_args.source=folder", f"--data.init_args.root={root}"]
     elif data == "SyntheticImagesDataModule":
         args += ["--data.init_args.train_size=100", "--data.init_args.test_size=100"]
+    if path.stem == "vae_implanted":
+        entries = [BatteryEntry((k,), 5, {}) for k in range(2)]
+        save_batteries(Path("batteries.safetensors"), BatteryArray(2, hidden=8), entries)
+        args += ["--model.init_args.net.init_args.container=batteries.safetensors"]
     return cli.main(args)
 
 
@@ -45,7 +50,7 @@ def test_runs_two_steps(path, make_tree, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["svae_noise", "svae_noise_small", "svae_freckles", "svae_cifar"])
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: f"{path.parent.stem}-{path.stem}")
+@pytest.mark.parametrize("overlay", CV_OVERLAYS, ids=lambda path: f"{path.parent.stem}-{path.stem}")
 def test_overlays_add_to_a_configuration(overlay, name, make_tree, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plain = resolved(name)["trainer"]["callbacks"]
@@ -113,3 +118,25 @@ def test_the_demos_schedule_is_as_long_as_its_run():
 def test_the_baseline_config_builds_the_published_network():
     net = resolved("deit_baseline")["model"]["init_args"]["net"]["init_args"]
     assert sum(p.numel() for p in DeiT(**net).parameters()) == 21_526_372
+
+
+@pytest.mark.parametrize("overlay", IMPLANT_OVERLAYS, ids=lambda path: path.stem)
+def test_the_controls_of_the_implant_study(overlay, make_tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = run_two_steps(ROOT / "configs" / "vae_implanted.yaml", make_tree, overlay)
+    assert run.trainer.global_step == 2
+    steps = 0 if overlay.stem == "random" else 10
+    assert run.trainer.callback_metrics["implants/steps"] == steps
+
+
+def test_the_arms_of_the_implant_study_differ_in_their_implants_alone():
+    plain, implanted = resolved("vae_plain"), resolved("vae_implanted")
+    for config in (plain, implanted):
+        config["trainer"]["logger"]["init_args"].pop("name")
+        callbacks = config["trainer"]["callbacks"]
+        config["trainer"]["callbacks"] = [c for c in callbacks if c["class_path"] != "callbacks.ImplantPolicy"]
+        net = config["model"]["init_args"]["net"]
+        net.pop("class_path")
+        for name in ("container", "batteries", "source", "implant_points"):
+            net["init_args"].pop(name, None)
+    assert plain == implanted

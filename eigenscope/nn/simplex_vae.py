@@ -27,6 +27,7 @@ class SimplexCode(NamedTuple):
         grid: (rows, columns).
         decoded_points: H, (B, L, V, D), unit rows; None before decoding.
         decoder: first hidden layer of the decoder, (B, L, hidden / D, D), groups of unit length; None before decoding.
+        implants: points appended to M, (B, L, V', D), unit rows, see :class:`eigenscope.nn.ImplantedVAE`; else None.
     """
 
     log_scale: Tensor
@@ -39,6 +40,7 @@ class SimplexCode(NamedTuple):
     grid: tuple[int, int]
     decoded_points: Tensor | None = None
     decoder: Tensor | None = None
+    implants: Tensor | None = None
 
     @property
     def kl(self) -> Tensor:
@@ -52,9 +54,9 @@ class SimplexCode(NamedTuple):
         ``mu`` and ``z`` are clouds over the batch, (1, B · L · slots, D): copies of unit length, because the KL term
         needs their radius.
         """
-        encoded = {"M": self.points, "bottleneck": self.bottleneck, "mu": _cloud(self.mu), "z": _cloud(self.z)}
-        decoded = {"H": self.decoded_points, "decoder": self.decoder}
-        return encoded | {name: points for name, points in decoded.items() if points is not None}
+        encoded = {"M": self.points, "implants": self.implants, "bottleneck": self.bottleneck}
+        sectors = encoded | {"mu": _cloud(self.mu), "z": _cloud(self.z), "H": self.decoded_points}
+        return {name: points for name, points in (sectors | {"decoder": self.decoder}).items() if points is not None}
 
 
 class SimplexVAE(nn.Module):
@@ -111,8 +113,6 @@ class SimplexVAE(nn.Module):
         self.patch_size = patch_size
         self.slots = slots
         numbers = 3 * patch_size**2
-        # What reads points, and what writes û, are layers of their own: further groups of points can be appended to
-        # M before `squeeze`, and further outputs mixed into that of `decoder`.
         self.encoder = residual_mlp(numbers, hidden, num_points * dim, depth)
         nn.init.orthogonal_(cast(nn.Linear, self.encoder[-1]).weight)
         self.squeeze = nn.Sequential(nn.Linear(num_points * dim, bottleneck), nn.GELU())
@@ -137,7 +137,7 @@ class SimplexVAE(nn.Module):
         if self.training if sample is None else sample:
             code = code._replace(z=reparameterise(code.mu, code.log_variance, generator))
         reconstructions, decoded_points, hidden = self._decode(code.z, code.log_scale)
-        return reconstructions, code._replace(decoded_points=decoded_points, decoder=_groups(hidden, self.dim))
+        return reconstructions, code._replace(decoded_points=decoded_points, decoder=unit_groups(hidden, self.dim))
 
     def encode(self, images: Tensor) -> SimplexCode:
         """The code of images (B, 3, H, W), with z = μ.
@@ -148,11 +148,14 @@ class SimplexVAE(nn.Module):
         height, width = images.shape[-2:]
         grid = patch_grid(height, width, self.patch_size)
         companded, log_scale = compand(unfold_patches(images, self.patch_size))
-        points = _groups(self.encoder(companded), self.dim)
-        hidden = self.squeeze(points.flatten(-2))
+        points = unit_groups(self.encoder(companded), self.dim)
+        implants = self._implanted_points(companded)
+        groups = points if implants is None else torch.cat([points, implants], -2)
+        hidden = self.squeeze(groups.flatten(-2))
         mu, raw = _float(self.posterior(hidden)).reshape(*hidden.shape[:2], 2, self.slots, self.dim).unbind(2)
-        bottleneck = _groups(hidden, self.dim)
-        return SimplexCode(log_scale, companded, points, bottleneck, mu, bounded_log_variance(raw), mu, grid)
+        bottleneck = unit_groups(hidden, self.dim)
+        code = SimplexCode(log_scale, companded, points, bottleneck, mu, bounded_log_variance(raw), mu, grid)
+        return code._replace(implants=implants)
 
     def decode(self, z: Tensor, log_scale: Tensor, grid: tuple[int, int]) -> Tensor:
         """Images (B, 3, H, W), float32, of latents.
@@ -224,9 +227,13 @@ class SimplexVAE(nn.Module):
         log_scale = torch.lerp(a.log_scale, b.log_scale, way.view(-1, 1, 1)).flatten(0, 1)
         return self.decode(z, log_scale, a.grid).reshape(steps, *images_a.shape)
 
+    def _implanted_points(self, companded: Tensor) -> Tensor | None:
+        """Points of patches u (B, L, P) to be appended to M, (B, L, V', D), unit rows; here none."""
+        return None
+
     def _decode(self, z: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """û, H and the first hidden layer of the decoder."""
-        points = _groups(self.raise_latent(z.flatten(-2)), self.dim)
+        points = unit_groups(self.raise_latent(z.flatten(-2)), self.dim)
         condition = log_scale[..., None] / _LOG_SCALES[1]  # in [-1, 1]
         hidden = self.decoder[:2](torch.cat([points.flatten(-2), condition], -1))
         return _float(self.decoder[2:](hidden)), points, hidden
@@ -241,7 +248,7 @@ def _float(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _groups(x: Tensor, dim: int) -> Tensor:
+def unit_groups(x: Tensor, dim: int) -> Tensor:
     """(..., V · D) as V rows of unit length, (..., V, D)."""
     return F.normalize(_float(x).reshape(*x.shape[:-1], -1, dim), dim=-1, eps=_SHORTEST)
 

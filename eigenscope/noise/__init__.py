@@ -2,6 +2,7 @@
 
 from eigenscope.noise.curriculum import Curriculum
 from eigenscope.noise.laws import CURRICULUM_TIERS, NOISE_TYPES, noise_ids
+from eigenscope.noise.mixtures import battery_mixtures, pick_from_mixtures
 from eigenscope.noise.noise_images import draw_noise
 from eigenscope.noise.streams import random_bits, stream_key, uniform
 
@@ -9,8 +10,10 @@ __all__ = [
     "CURRICULUM_TIERS",
     "NOISE_TYPES",
     "Curriculum",
+    "battery_mixtures",
     "draw_noise",
     "noise_ids",
+    "pick_from_mixtures",
     "random_bits",
     "stream_key",
     "uniform",

@@ -1,0 +1,250 @@
+"""Training many small autoencoders at once, each on its own mixture of noise."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from eigenscope.nn import BatteryArray, cross_evaluate
+from eigenscope.noise import NOISE_TYPES, battery_mixtures, noise_ids, pick_from_mixtures, stream_key
+from eigenscope.noise.mixtures import MixtureKind
+from eigenscope.protocols import Discipline
+from lightning_modules.cross_errors import CrossErrors
+from lightning_modules.hyperparameters import save_given_hyperparameters
+from lightning_modules.mean_loss import MeanLoss
+from lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
+
+_STAGES = ("val", "test")
+_KINDS: tuple[MixtureKind, ...] = ("singles", "pairs", "quads", "all")
+Batch = tuple[Tensor, Tensor]
+
+
+class BatteryModule(LightningModule):
+    """Trains the batteries of an array, each on images of its own noise types, on batches of images and their types.
+
+    In every step each battery takes ``images_per_battery`` images of its mixture from the batch that all share, drawn
+    anew from (run seed, epoch, batch, rank). The loss is the sum of their mean squared errors, so each is trained as if
+    it were alone, by any optimizer that works element by element, such as Adam. A battery of whose mixture a batch has
+    too few images takes what there is; one of whose it has none has loss zero in that step, which is not counted in
+    its ``steps`` (though the optimizer's momentum, if it has any, goes on). On several ranks each draws from its own
+    share of the batch, and a battery's gradient is the mean over the ranks that had images for it.
+
+    Logs once an epoch ``train/loss`` and ``train/mse``, both the mean over batteries and steps of their losses;
+    ``{val,test}/mse``, the mean over batteries of the error on their own mixture, its types in equal parts; and
+    ``{val,test}_mse/<type>``, the error of the battery that is best at a type. After validation ``cross_scores`` holds
+    the errors of all batteries at all types.
+
+    A callback may append a :data:`~eigenscope.protocols.Discipline` to ``disciplines``: it sees the mean of the losses
+    of the batteries that had images and their points M, and what it adds to that mean each battery feels as if alone.
+
+    Args:
+        net: the batteries.
+        optimizer: makes the optimizer from the network's named trainable parameters.
+        lr_scheduler: makes the schedule from the optimizer; None keeps the rate.
+        lr_interval: what the schedule counts, ``epoch`` or ``step``.
+        mixtures: kinds of mixtures, in turn, see :func:`eigenscope.noise.battery_mixtures`.
+        types: of noise that are mixed, or ``all``.
+        images_per_battery: in a step, at most the images of a rank's batch.
+        mixture_seed: of the mixtures, which do not depend on the seed of the run.
+
+    Raises:
+        ValueError: an argument is out of range; or, in setup, the labels of the data are not the noise types, types
+            are mixed that the data have not, or the trainer clips the norm of the gradient, which all batteries share.
+    """
+
+    _steps: Tensor
+    _members: Tensor
+    _fed: Tensor
+
+    def __init__(
+        self,
+        net: BatteryArray,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: LRInterval = "epoch",
+        mixtures: Sequence[MixtureKind] = _KINDS,
+        types: Sequence[str] | Literal["all"] = "all",
+        images_per_battery: int = 1,
+        mixture_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_interval(lr_interval)
+        if images_per_battery < 1:
+            raise ValueError(f"images_per_battery must be at least 1, got {images_per_battery}")
+        if isinstance(types, str) and types != "all":
+            raise ValueError(f"types must be 'all' or a list of names, got {types!r}")
+        ids = noise_ids(NOISE_TYPES if types == "all" else types)
+        chosen = battery_mixtures(net.num_batteries, mixtures, mixture_seed, ids)
+        save_given_hyperparameters(self)
+        self.net = net
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.lr_interval = lr_interval
+        self.images_per_battery = images_per_battery
+        self.mixtures = tuple(tuple(NOISE_TYPES[kind] for kind in mixture) for mixture in chosen)
+        self.label_names = NOISE_TYPES
+        self.sector_shapes = net.sector_shapes
+        self.disciplines: list[Discipline] = []
+        self.cross_scores: Tensor | None = None
+        members = torch.tensor([[kind in mixture for kind in range(len(NOISE_TYPES))] for mixture in chosen])
+        self.register_buffer("_members", members, persistent=False)
+        self.register_buffer(
+            "_fed", torch.zeros(len(chosen), dtype=torch.bool), persistent=False
+        )  # since the last step
+        self.register_buffer("_steps", torch.zeros(len(chosen), dtype=torch.int64))
+        self.train_means = nn.ModuleDict({name: MeanLoss() for name in ("loss", "mse")})
+        self.cross_errors = nn.ModuleDict({stage: CrossErrors(len(chosen), len(NOISE_TYPES)) for stage in _STAGES})
+        self._seed = 0
+        self._batch_idx = 0
+
+    @property
+    def batteries(self) -> BatteryArray:
+        """The K batteries."""
+        return self.net
+
+    @property
+    def steps(self) -> Tensor:
+        """Optimizer steps that each has had images for, (K,) int64."""
+        return self._steps
+
+    def setup(self, stage: str) -> None:
+        """Takes the run's seed; checks the data and, before a fit, that nothing couples the batteries."""
+        self._seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
+        data = getattr(self.trainer, "datamodule", None)
+        names = tuple(getattr(data, "label_names", NOISE_TYPES))
+        if names != NOISE_TYPES:
+            raise ValueError(f"BatteryModule needs data whose labels are the noise types, got {', '.join(names)}")
+        if stage != "fit":
+            return
+        mixed = {name for mixture in self.mixtures for name in mixture}
+        there = [NOISE_TYPES[kind] for kind in getattr(data, "types", range(len(NOISE_TYPES)))]
+        if missing := sorted(mixed - set(there)):
+            raise ValueError(
+                f"types of BatteryModule must be among those of the data, {', '.join(there)}; not {missing}"
+            )
+        clip, algorithm = self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm
+        if clip and algorithm != "value":
+            raise ValueError(
+                f"trainer.gradient_clip_val must be null, or gradient_clip_algorithm 'value', got {clip} by norm: "
+                "the norm is over all batteries, which it would couple"
+            )
+
+    def configure_optimizers(self) -> Any:
+        """The injected optimizer over named trainable parameters, and its schedule."""
+        return optimizer_and_schedule(self, self.net, self.optimizer, self.lr_scheduler, self.lr_interval)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Every battery's reconstructions (K, B, 3, H, W) of images (B, 3, H, W)."""
+        reconstructions: Tensor = self.net(images)[0]
+        return reconstructions
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The sum of the batteries' losses, disciplined."""
+        images, labels = batch
+        self._batch_idx = batch_idx
+        places, fitting = self._pick(labels)
+        own = images[places]
+        reconstructions, code = self.net(own)
+        squares = (reconstructions.to(torch.promote_types(reconstructions.dtype, torch.float32)) - own).square()
+        losses = (squares.mean((2, 3, 4)) * fitting).sum(1) / fitting.sum(1).clamp(min=1)
+        fed = fitting.any(1)
+        weights, anywhere = self._over_ranks(fed)
+        self._fed |= anywhere
+        for name in self.train_means:
+            metric = cast(MeanLoss, self.train_means[name])
+            metric.update(losses.sum() / fed.sum().clamp(min=1), int(fed.sum()))
+            self.log(f"train/{name}", metric, on_step=False, on_epoch=True)
+        loss: Tensor = (losses * weights).sum()
+        if self.disciplines:
+            count = weights.sum().clamp(min=1)
+            sectors = {name: points[fed if fed.any() else ~fed] for name, points in code.sectors.items()}
+            loss = loss / count
+            for discipline in self.disciplines:
+                loss = discipline(loss, sectors)
+            loss = loss * count
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Counts the step for those that had images."""
+        self._steps += self._fed
+        self._fed.zero_()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Updates every battery's error on every type."""
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Updates every battery's error on every type."""
+        self._evaluate("test", batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Every battery's reconstructions (K, B, 3, H, W)."""
+        return self.forward(batch[0])
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the figures and keeps the matrix."""
+        errors = self._log_errors("val")
+        if not self.trainer.sanity_checking:
+            self.cross_scores = errors
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the figures."""
+        self._log_errors("test")
+
+    def trace(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        """The largest magnitudes in the tensors of the latest step, in the order in which they are computed.
+
+        Each is (B + K,): first of every image of the batch, then of every battery.
+        """
+        images, labels = batch
+        own = images[self._pick(labels)[0]]
+        yield "target images", _largest(images, before=0, after=len(own))
+        for name, tensor in self.net.trace(own):
+            yield name, _largest(tensor, before=len(images), after=0)
+
+    def describe(self, batch: Batch, sample: int) -> str:
+        """The noise type of an image; or a battery and its mixture, see :meth:`trace`."""
+        labels = batch[1]
+        if sample < len(labels):
+            return NOISE_TYPES[int(labels[sample])]
+        battery = sample - len(labels)
+        return f"battery {battery} ({' + '.join(self.mixtures[battery])})"
+
+    def _pick(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        key = stream_key(self._seed, self.current_epoch, self._batch_idx, self.global_rank)
+        return pick_from_mixtures(labels, self._members, self.images_per_battery, key)
+
+    def _over_ranks(self, fed: Tensor) -> tuple[Tensor, Tensor]:
+        """What each battery's loss weighs, (K,): DDP means over all ranks; and whether any rank had images for it."""
+        ranks = self.trainer.world_size
+        here = fed.float()
+        having = cast(Tensor, self.trainer.strategy.reduce(here.clone(), reduce_op="sum")) if ranks > 1 else here
+        return here * ranks / having.clamp(min=1), having > 0
+
+    def _evaluate(self, stage: str, batch: Batch) -> None:
+        errors = cross_evaluate(self.net, *batch, len(NOISE_TYPES))
+        cast(CrossErrors, self.cross_errors[stage]).update(errors, batch[1])
+
+    def _log_errors(self, stage: str) -> Tensor:
+        """Logs the figures of the matrix of errors (K, T), and returns it."""
+        metric = cast(CrossErrors, self.cross_errors[stage])
+        errors, seen = metric.compute()
+        metric.reset()
+        own = self._members & seen
+        served = own.any(1)
+        means = torch.where(own, errors, 0).sum(1) / own.sum(1)
+        best = errors.where(errors.isfinite(), torch.inf).amin(0)
+        figures = {f"{stage}/mse": means[served].mean()}
+        figures |= {f"{stage}_mse/{NOISE_TYPES[kind]}": best[kind] for kind in seen.nonzero()[:, 0].tolist()}
+        self.log_dict({name: value.float() for name, value in figures.items()}, sync_dist=True)
+        return errors
+
+
+def _largest(tensor: Tensor, before: int, after: int) -> Tensor:
+    """The largest magnitude of each entry of the first dimension, between zeros."""
+    return F.pad(tensor.flatten(1).abs().amax(1), (before, after))
