@@ -17,9 +17,8 @@ import torch
 from timing import machine
 from torch import Tensor, nn
 
-from eigenscope.nn import LinearReadoutAutoencoder, PatchSVAE, SimplexVAE
+from eigenscope.nn import ImplantedVAE, LinearReadoutAutoencoder, PatchSVAE, SimplexVAE
 from eigenscope.nn.companding import compand
-from eigenscope.nn.implants import ImplantedVAE
 from eigenscope.nn.patches import unfold_patches
 from eigenscope.nn.reconstruction_errors import reconstruction_errors
 from eigenscope.nn.variational import free_bits, kl_weight

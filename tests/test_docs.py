@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from eigenscope.data import ImageDataset, LabelledImages
 from eigenscope.linalg import gram_svd
-from eigenscope.nn import DeiT, PatchSVAE, TapConfig, observe, probes
+from eigenscope.nn import DeiT, PatchSVAE, SimplexVAE, TapConfig, observe, probes
 from lightning_modules import ImageClassificationModule
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -47,3 +47,11 @@ def test_the_autoencoder_without_lightning():
     exec(example("spectral-autoencoder.md"), names)
     assert names["same"].shape == (2, 3, 16, 16)
     assert names["large"].shape == (1, 3, 520, 264)
+
+
+def test_the_successor_without_lightning():
+    names = {"SimplexVAE": SimplexVAE, "images": torch.randn(2, 3, 16, 16)}
+    exec(example("successor.md"), names)
+    assert names["images_again"].shape == (2, 3, 16, 16)
+    assert names["between"].shape == (5, 2, 3, 16, 16)
+    assert names["drawn"].shape == (4, 3, 32, 32)

@@ -121,7 +121,7 @@ class ImplantedVAE(SimplexVAE):
         companded, points, hidden = super()._decode(z, log_scale)
         latent = z.flatten(-2)  # (B, L, slots D)
         rows = unit_groups(self.mix_latent(latent), self.battery_dim).flatten(-2)
-        stacks = rows.flatten(0, 1).unflatten(-1, (self.weigh.out_features, -1)).transpose(0, 1)
+        stacks = rows.reshape(rows.shape[0] * rows.shape[1], self.weigh.out_features, -1).transpose(0, 1)
         written = self.batteries["decoder"](stacks).view(-1, *companded.shape)  # (K, B, L, P)
         return companded + torch.einsum("blk,kblp->blp", self.weigh(latent), written), points, hidden
 

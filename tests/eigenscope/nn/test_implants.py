@@ -95,6 +95,7 @@ def test_the_batteries_are_those_of_the_container_and_compute_what_these_do(arra
     assert net.implant_steps == (0, 10)
     assert net.implant_mixtures == ((), ("gaussian",))
     x = images(2, 3, 8, 12)
+    x[0, 0, 0, 0] = 1e3  # of which the batteries see no more than 4
     reconstructions, code = net(x, sample=False)
     u = code.companded
     parts, batteries = [], [array.battery(2), array.battery(0)]
