@@ -9,7 +9,8 @@ from eigenscope.nn.linear_readout import LinearReadoutAutoencoder, ReadoutCode
 from eigenscope.nn.patch_autoencoder import PatchAutoencoder
 from eigenscope.nn.patch_svae import PatchSVAE, SpectralCode
 from eigenscope.nn.probe import Probe, observe, probes, watch
-from eigenscope.nn.simplex_vae import SimplexCode, SimplexVAE
+from eigenscope.nn.simplex_code import SimplexCode
+from eigenscope.nn.simplex_vae import SimplexVAE
 from eigenscope.nn.taps import SVDTaps, TapConfig, tap_features
 
 __all__ = [

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from eigenscope.nn.battery_array import BatteryArray
 from eigenscope.nn.battery_container import load_batteries
-from eigenscope.nn.simplex_vae import SimplexVAE, unit_groups
+from eigenscope.nn.simplex_code import unit_groups
+from eigenscope.nn.simplex_vae import SimplexVAE
 
 ImplantSource = Literal["trained", "random", "shuffled"]
 TRAINED_RANGE = 4.0

@@ -1,62 +1,16 @@
 """SimplexVAE: a variational autoencoder of image patches with a real bottleneck between points on spheres."""
 
 import math
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eigenscope.nn.companding import SCALES, compand, expand
 from eigenscope.nn.patches import fold_patches, patch_grid, unfold_patches
 from eigenscope.nn.residual_mlp import residual_mlp
-from eigenscope.nn.variational import bounded_log_variance, kl_divergence, reparameterise, standard_normal
-
-
-class SimplexCode(NamedTuple):
-    """What SimplexVAE knows of the L = rows × columns patches of B images, row by row; float32.
-
-    Attributes:
-        log_scale: log s, (B, L), the magnitude, carried beside the latent.
-        companded: u, (B, L, P), what is to be reconstructed.
-        points: M, (B, L, V, D), unit rows.
-        bottleneck: its hidden layer, (B, L, bottleneck / D, D), groups scaled to unit length.
-        mu: mean of the posterior, (B, L, slots, D).
-        log_variance: its log σ², (B, L, slots, D).
-        z: what the decoder sees, (B, L, slots, D).
-        grid: (rows, columns).
-        decoded_points: H, (B, L, V, D), unit rows; None before decoding.
-        decoder: first hidden layer of the decoder, (B, L, hidden / D, D), groups of unit length; None before decoding.
-        implants: points appended to M, (B, L, V', D), unit rows, see :class:`eigenscope.nn.ImplantedVAE`; else None.
-    """
-
-    log_scale: Tensor
-    companded: Tensor
-    points: Tensor
-    bottleneck: Tensor
-    mu: Tensor
-    log_variance: Tensor
-    z: Tensor
-    grid: tuple[int, int]
-    decoded_points: Tensor | None = None
-    decoder: Tensor | None = None
-    implants: Tensor | None = None
-
-    @property
-    def kl(self) -> Tensor:
-        """KL divergence from the standard normal law by dimension, (B, L, slots · D) in nats."""
-        return kl_divergence(self.mu, self.log_variance).flatten(-2)
-
-    @property
-    def sectors(self) -> dict[str, Tensor]:
-        """The points on spheres by name, (..., V, D), in the order of computation.
-
-        ``mu`` and ``z`` are clouds over the batch, (1, B · L · slots, D): copies of unit length, because the KL term
-        needs their radius.
-        """
-        encoded = {"M": self.points, "implants": self.implants, "bottleneck": self.bottleneck}
-        sectors = encoded | {"mu": _cloud(self.mu), "z": _cloud(self.z), "H": self.decoded_points}
-        return {name: points for name, points in (sectors | {"decoder": self.decoder}).items() if points is not None}
+from eigenscope.nn.simplex_code import SimplexCode, at_least_float32, unit_groups
+from eigenscope.nn.variational import bounded_log_variance, reparameterise, standard_normal
 
 
 class SimplexVAE(nn.Module):
@@ -152,7 +106,7 @@ class SimplexVAE(nn.Module):
         implants = self._implanted_points(companded)
         groups = points if implants is None else torch.cat([points, implants], -2)
         hidden = self.squeeze(groups.flatten(-2))
-        mu, raw = _float(self.posterior(hidden)).reshape(*hidden.shape[:2], 2, self.slots, self.dim).unbind(2)
+        mu, raw = at_least_float32(self.posterior(hidden)).reshape(*hidden.shape[:2], 2, self.slots, self.dim).unbind(2)
         bottleneck = unit_groups(hidden, self.dim)
         code = SimplexCode(log_scale, companded, points, bottleneck, mu, bounded_log_variance(raw), mu, grid)
         return code._replace(implants=implants)
@@ -236,22 +190,7 @@ class SimplexVAE(nn.Module):
         points = unit_groups(self.raise_latent(z.flatten(-2)), self.dim)
         condition = log_scale[..., None] / _LOG_SCALES[1]  # in [-1, 1]
         hidden = self.decoder[:2](torch.cat([points.flatten(-2), condition], -1))
-        return _float(self.decoder[2:](hidden)), points, hidden
+        return at_least_float32(self.decoder[2:](hidden)), points, hidden
 
 
 _LOG_SCALES = [math.log(scale) for scale in SCALES]
-_SHORTEST = 1e-4
-
-
-def _float(x: Tensor) -> Tensor:
-    """At least float32, whatever autocast made of it."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def unit_groups(x: Tensor, dim: int) -> Tensor:
-    """(..., V · D) as V rows of unit length, (..., V, D)."""
-    return F.normalize(_float(x).reshape(*x.shape[:-1], -1, dim), dim=-1, eps=_SHORTEST)
-
-
-def _cloud(latents: Tensor) -> Tensor:
-    return F.normalize(latents, dim=-1, eps=_SHORTEST).flatten(0, -2)[None]
