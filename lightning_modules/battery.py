@@ -196,6 +196,14 @@ class BatteryModule(LightningModule):
         """Logs the figures."""
         self._log_errors("test")
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the matrix, which a resumed run has none of before its next validation."""
+        checkpoint["cross_scores"] = self.cross_scores
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes it over."""
+        self.cross_scores = checkpoint.get("cross_scores")
+
     def trace(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
         """The largest magnitudes in the tensors of the latest step, in the order in which they are computed.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from eigenscope.nn import SimplexCode, SimplexVAE
 from eigenscope.nn.reconstruction_errors import ReconstructionLoss, reconstruction_errors, student_t_errors
-from eigenscope.nn.variational import active_dimensions, free_bits, has_collapsed, kl_weight
+from eigenscope.nn.variational import active_dimensions, free_bits, has_collapsed, kl_weight, reparameterise
 from eigenscope.protocols import Discipline, Sectors
 from lightning_modules.explained import UnexplainedVariance
 from lightning_modules.grouped_mean import GroupedMean
@@ -142,7 +142,9 @@ class SpectralVAEModule(LightningModule):
         for name, quantile in (("median", 0.5), ("q90", 0.9)):
             ranked = errors.kthvalue(max(1, round(quantile * errors.shape[1])), dim=1).values
             cast(GroupedMean, self.raw[f"val_raw_{name}"]).update(ranked, groups)
-        self.geometry.update_sectors(code.sectors)
+        generator = torch.Generator().manual_seed(batch_idx)
+        sampled = code._replace(z=reparameterise(code.mu, code.log_variance, generator))  # z as training sees it
+        self.geometry.update_sectors(sampled.sectors)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Updates the test figures."""

@@ -157,7 +157,8 @@ class BatteryArray(PatchSVAE):
         return numbers.view(self.num_batteries, batch, length, self.num_points, self.dim)
 
     def _stitched(self, code: SpectralCode) -> Tensor:
-        patches: Tensor = self.decoder(code.decoded_points.flatten(-2).flatten(1, 2))
+        numbers = code.decoded_points.flatten(-2).flatten(1, 2).to(next(self.decoder.parameters()).dtype)
+        patches: Tensor = self.decoder(numbers)
         batch, length = code.points.shape[1:3]
         stitched = fold_patches(patches.reshape(-1, length, patches.shape[-1]), code.grid, self.patch_size)
         return stitched.view(self.num_batteries, batch, *stitched.shape[1:])

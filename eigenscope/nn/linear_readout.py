@@ -106,7 +106,7 @@ class LinearReadoutAutoencoder(PatchAutoencoder[ReadoutCode]):
 
     def read(self, points: Tensor, grid: tuple[int, int]) -> ReadoutCode:
         """The readout of M, (B, L, V, D)."""
-        omega = self.readout_norm(self.readout(points.flatten(-2)))
+        omega = self.readout_norm(self.readout(points.flatten(-2).to(self.readout.weight.dtype)))
         gains = self._gains(omega)
         decoded = self.expansion(omega * gains).unflatten(-1, points.shape[-2:])
         if self.normalise:

@@ -114,7 +114,8 @@ def compare_main(args: list[str], resolve: Callable[[list[str]], Config]) -> lis
         resolve: turns the arguments of ``fit`` into a full configuration, or exits with a message.
 
     Returns:
-        A summary per arm, in the order of the command line.
+        A summary per arm, in the order of the command line; arms with a run that was stopped are left out, and if the
+        first is, differences are to the next.
 
     Raises:
         SystemExit: the arguments are wrong or a run failed.
@@ -173,7 +174,10 @@ def compare_main(args: list[str], resolve: Callable[[list[str]], Config]) -> lis
     target = options.dir / ("-vs-".join(names) + ".json")
     with replace_atomically(target) as aside:
         arms = [asdict(summary) for summary in summaries]
-        aside.write_text(json.dumps({"arms": arms, "runs": [str(run.folder) for run, _ in outcomes]}, indent=1))
+        stopped = {str(run): asdict(outcome) for run, outcome in outcomes if isinstance(outcome, StoppedRun)}
+        aside.write_text(
+            json.dumps({"arms": arms, "runs": [str(run.folder) for run, _ in outcomes], "stopped": stopped}, indent=1)
+        )
     with replace_atomically(target.with_suffix(".txt")) as aside:
         aside.write_text(table + "\n")
     print(f"\nHead-to-head ({target.with_suffix('.txt')})\n{table}\n", flush=True)

@@ -233,3 +233,12 @@ def test_bad_arguments_are_named():
     named.label_names = ("cat", "dog")
     with pytest.raises(ValueError, match="needs data whose labels are the noise types, got cat, dog"):
         fit(module(), named)
+
+
+def test_the_matrix_goes_with_a_checkpoint():
+    trained, rebuilt = module(), module()
+    fit(trained)
+    checkpoint: dict = {}
+    trained.on_save_checkpoint(checkpoint)
+    rebuilt.on_load_checkpoint(checkpoint)
+    assert torch.equal(rebuilt.cross_scores.nan_to_num(), trained.cross_scores.nan_to_num())

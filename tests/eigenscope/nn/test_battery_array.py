@@ -215,3 +215,9 @@ def test_what_does_not_fit_is_named(call, message):
     array = BatteryArray.from_modules(batteries())
     with pytest.raises(ValueError, match=message):
         call(array)
+
+
+def test_half_precision_throughout():
+    torch.manual_seed(0)
+    array = BatteryArray(2, num_points=8, dim=4, patch_size=4, hidden=8).to(torch.bfloat16)
+    assert array(torch.randn(3, 3, 8, 8).to(torch.bfloat16))[0].dtype == torch.bfloat16

@@ -75,6 +75,11 @@ def test_gradients_reach_everything(options):
     assert ("readout ω" in names) is options.get("bottleneck", True)
 
 
+def test_half_precision_throughout():
+    net = made(readout_norm="layer_norm").to(torch.bfloat16)
+    assert net(images().to(torch.bfloat16))[0].dtype == torch.bfloat16
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match="readout_norm must be one of none, layer_norm, got 'batch_norm'"):
         made(readout_norm="batch_norm")
