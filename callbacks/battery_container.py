@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from callbacks.boards import boards
 from callbacks.printing import print_beside_bar
 from eigenscope.figures import battery_matrix
 from eigenscope.nn import BatteryEntry, save_batteries
@@ -58,8 +58,7 @@ class BatteryContainer(Callback):
             self._draw(trainer, module, module.cross_scores)
 
     def _draw(self, trainer: Trainer, module: HasBatteries, scores: Tensor) -> None:
-        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        for board in boards:
+        for board in boards(trainer):
             figure = battery_matrix(scores, module.label_names, module.mixtures)
             board.experiment.add_figure("batteries", figure, global_step=trainer.global_step)
 

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from eigenscope.geometry import SectorPolicy, cv_loss, proximity, volume_cv
+from eigenscope.geometry import SectorPolicy, cv_loss, has_cv, proximity, volume_cv
 from eigenscope.noise import stream_key
 from eigenscope.protocols import Discipline, Disciplined, Sectors
 
@@ -100,7 +100,7 @@ class CVLossSchedule(Callback):
                 have = ", ".join(shapes) or "none"
                 raise ValueError(f"sectors: {type(pl_module).__name__} has no sector {name!r}; there are: {have}")
             points, dim = shapes[name]
-            if points < 5 or dim < 4:
+            if not has_cv(points, dim):
                 raise ValueError(
                     f"sectors: the CV of {name!r} needs at least 5 points in 4 dimensions, it has {points} in {dim}"
                 )

@@ -51,11 +51,11 @@ class FiniteGuard(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Checks losses and gradients."""
-        gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
-        finite, loss_finite = self._finite, self._finite is None or bool(self._finite)
+        finite = self._finite
         if finite is not None and getattr(trainer.precision_plugin, "scaler", None) is None:
+            gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
             finite = finite & _all_finite([gradient for gradient in gradients if gradient is not None])
-        self._stop_unless(trainer, pl_module, finite, loss_finite)
+        self._stop_unless(trainer, pl_module, finite)
         self._finite = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -63,17 +63,16 @@ class FiniteGuard(Callback):
         if isinstance(exception, LinAlgError) and trainer.training and self._batch is not None:
             exception.add_note(self._report(trainer, pl_module, together=False))
 
-    def _stop_unless(
-        self, trainer: Trainer, pl_module: LightningModule, finite: Tensor | None, loss_finite: bool = True
-    ) -> None:
+    def _stop_unless(self, trainer: Trainer, pl_module: LightningModule, finite: Tensor | None) -> None:
         if finite is None:
             return
         if trainer.world_size > 1:
             finite = trainer.strategy.reduce((~finite).float(), reduce_op="sum") == 0
         if not finite:
-            raise NonFiniteError(self._report(trainer, pl_module, loss_finite, together=True))
+            raise NonFiniteError(self._report(trainer, pl_module, together=True))
 
-    def _report(self, trainer: Trainer, pl_module: LightningModule, loss_finite: bool = True, *, together: bool) -> str:
+    def _report(self, trainer: Trainer, pl_module: LightningModule, together: bool) -> str:
+        loss_finite = self._finite is None or bool(self._finite)
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             found = _first_non_finite(pl_module, self._batch, loss_finite)
         if trainer.is_global_zero and trainer.logger is not None and trainer.logger.log_dir is not None:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from callbacks.boards import boards
 from eigenscope.figures import cv_histogram, reconstruction_figure, spectrum_figure
-from eigenscope.geometry import expected_cv, random_unit_points, spread_matrices, volume_cv
+from eigenscope.geometry import expected_cv, has_cv, random_unit_points, spread_matrices, volume_cv
 from eigenscope.linalg import gram_svd
 from eigenscope.protocols import AimsAtCV, Autoencoding, Sectors
 
@@ -70,7 +70,7 @@ class ReconstructionGrid(Callback):
             )
         if stage == "fit" and trainer.global_step == 0:
             self._untrained = {}  # of another module; that of a resumed run is loaded after this
-        if not _boards(trainer) and not self._said:
+        if not boards(trainer) and not self._said:
             rank_zero_info("ReconstructionGrid draws nothing: the trainer has no TensorBoardLogger")
             self._said = True
 
@@ -117,7 +117,7 @@ class ReconstructionGrid(Callback):
         figures = {"reconstructions": reconstruction_figure(images, reconstructions, names)}
         for name, points in chosen.items():
             figures |= self._sector_figures(trainer, name, points)
-        for board in _boards(trainer):
+        for board in boards(trainer):
             for tag, figure in figures.items():
                 board.experiment.add_figure(tag, figure, global_step=trainer.global_step)
 
@@ -130,7 +130,7 @@ class ReconstructionGrid(Callback):
         self._untrained = state_dict["untrained"]
 
     def _is_due(self, trainer: Trainer) -> bool:
-        if not trainer.is_global_zero or not _boards(trainer):
+        if not trainer.is_global_zero or not boards(trainer):
             return False
         if trainer.sanity_checking:
             return trainer.global_step == 0
@@ -158,10 +158,6 @@ class ReconstructionGrid(Callback):
         return {f"spectrum_{name}": spectrum, f"cv_histogram_{name}": histogram}
 
 
-def _boards(trainer: Trainer) -> list[TensorBoardLogger]:
-    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-
-
 def _names(images: Mapping[int, Sequence[Tensor]], label_names: Sequence[str]) -> list[str]:
     """A name for each image; images of one label are numbered."""
     names = []
@@ -179,11 +175,7 @@ def _target(trainer: Trainer, name: str) -> float | None:
 
 def _chosen(sectors: Sectors) -> dict[str, Tensor]:
     """Of every sector with a CV at most 512 matrices, evenly spaced, (N, V, D)."""
-    return {
-        name: spread_matrices(points, _MATRICES)
-        for name, points in sectors.items()
-        if points.shape[-2] >= 5 and points.shape[-1] >= 4
-    }
+    return {name: spread_matrices(points, _MATRICES) for name, points in sectors.items() if has_cv(*points.shape[-2:])}
 
 
 def _measure(points: Tensor) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from eigenscope.geometry import EffectiveRank, VolumeCV, expected_cv, random_unit_points, spread_matrices
+from eigenscope.geometry import EffectiveRank, VolumeCV, expected_cv, has_cv, random_unit_points, spread_matrices
 from eigenscope.linalg import gram_svd
 from eigenscope.protocols import Sectors
 from lightning_modules.mean_loss import MeanLoss
@@ -37,7 +37,7 @@ class SectorGeometry(nn.Module):
     def __init__(self, num_points: int, dim: int) -> None:
         super().__init__()
         self.S0, self.SD, self.effective_rank = MeanLoss(), MeanLoss(), EffectiveRank()
-        self.cv = VolumeCV() if dim >= 4 and num_points >= 5 else None
+        self.cv = VolumeCV() if has_cv(num_points, dim) else None
         self.names = _FIGURES if self.cv is not None else _FIGURES[:-1]
         self.register_buffer("untrained", torch.full((len(self.names),), torch.nan))
         self.update(random_unit_points(_MATRICES, num_points, dim))

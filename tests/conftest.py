@@ -2,6 +2,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torchvision.transforms.v2.functional import to_pil_image
 
 
@@ -27,3 +29,28 @@ def make_tree(tmp_path: Path):
         return root
 
     return make
+
+
+class OperationRecorder(TorchDispatchMode):
+    """Notes every operation and the types of the tensors that go in and come out."""
+
+    forbidden = ("svd", "eig", "qr", "cholesky", "lu_factor", "lu_solve", "linalg_det", "slogdet", "inv")
+
+    def __init__(self):
+        super().__init__()
+        self.operations, self.dtypes = set(), set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.operations.add(func.name())
+        self.dtypes |= {x.dtype for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)}
+        return out
+
+    @property
+    def decompositions(self):
+        return {name for name in self.operations if any(word in name for word in self.forbidden)}
+
+
+@pytest.fixture
+def operation_recorder():
+    return OperationRecorder

@@ -6,7 +6,7 @@ from eigenscope.geometry.expected_cv import expected_cv
 from eigenscope.geometry.matrices import random_unit_points, spread_matrices
 from eigenscope.geometry.metrics import EffectiveRank, VolumeCV
 from eigenscope.geometry.simplex_volumes import cayley_menger_volumes, simplex_volumes
-from eigenscope.geometry.volume_cv import CVEstimate, cv_loss, volume_cv
+from eigenscope.geometry.volume_cv import CVEstimate, cv_loss, has_cv, volume_cv
 
 __all__ = [
     "CVEstimate",
@@ -19,6 +19,7 @@ __all__ = [
     "cv_loss",
     "effective_rank",
     "expected_cv",
+    "has_cv",
     "proximity",
     "random_unit_points",
     "simplex_volumes",

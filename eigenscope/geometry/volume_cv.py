@@ -18,6 +18,11 @@ class CVEstimate(NamedTuple):
     standard_error: Tensor
 
 
+def has_cv(num_points: int, dim: int) -> bool:
+    """Whether matrices of so many points in so many dimensions have pentachora with a volume."""
+    return num_points >= _CORNERS and dim >= _CORNERS - 1
+
+
 def volume_cv(points: Tensor, num_simplices: int = 200, generator: torch.Generator | None = None) -> CVEstimate:
     """Standard deviation over mean of the 4-volume of random pentachora, whose corners are five distinct rows.
 
