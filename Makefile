@@ -1,5 +1,5 @@
-# Everything a person types: make demo, make test, make check, make bench.
-.PHONY: demo test check format bench clean
+# Everything a person types: make demo, make test, make check, make bench, make spike.
+.PHONY: demo test check format bench spike clean
 
 PYTHON := $(shell for candidate in python3.14 python3.13 python3.12 python3; do \
 	$$candidate -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 12))' 2>/dev/null \
@@ -28,6 +28,9 @@ format: .venv/ready
 
 bench: .venv/ready
 	for name in taps geometry noise svae batteries peers; do echo "== $$name" && $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+spike: .venv/ready
+	$(BIN)/python benchmarks/spike.py
 
 clean:
 	rm -rf .venv *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

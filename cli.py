@@ -16,6 +16,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # its stub l
 import callbacks  # importing a package makes its classes known by their short names
 import datamodules  # noqa: F401
 import eigenscope.nn  # noqa: F401
+import eigenscope.optim  # noqa: F401
 import lightning_modules  # noqa: F401
 from eigenscope.precision import has_bf16
 from eigenscope.study.arms import compare_main
@@ -46,6 +47,7 @@ class EigenscopeCLI(LightningCLI):
             auto_configure_optimizers=False,
             save_config_callback=SaveConfig,
             seed_everything_default=0,
+            trainer_defaults={"callbacks": [callbacks.ParameterRouting()]},
             parser_kwargs={
                 "description": "Train and examine models while watching their spectra.",
                 "epilog": "There is one more subcommand, compare: several configurations, several seeds, one table; "
@@ -109,6 +111,7 @@ def _is_from_setup(error: BaseException) -> bool:
     """Whether it was raised before the first step, while all parts of the run were looked over."""
     names = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
     before = {"_call_setup_hook", "restore_datamodule", "setup_optimizers", "setup_data", "_run_sanity_check"}
+    before |= {"on_fit_start", "on_train_start"}
     return bool(names & before)
 
 

@@ -3,6 +3,15 @@
 import torch
 
 
+def has_tf32(device: torch.device) -> bool:
+    """Whether a device multiplies float32 matrices in TF32 when ``torch.set_float32_matmul_precision`` lets it.
+
+    Args:
+        device: a GPU of compute capability 8.0 or later has it; nothing else.
+    """
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def has_bf16(device_type: str) -> bool:
     """Whether a device multiplies bfloat16 matrices in hardware rather than by emulation.
 

@@ -11,7 +11,11 @@ from eigenscope.nn import BatteryArray, BatteryEntry, DeiT, PatchSVAE, save_batt
 ROOT = Path(__file__).parents[1]
 CV_OVERLAYS = sorted((ROOT / "configs" / "cv").glob("*.yaml"))  # each is added to another configuration
 IMPLANT_OVERLAYS = sorted((ROOT / "configs" / "implant").glob("*.yaml"))
-CONFIGS = sorted(set((ROOT / "configs").rglob("*.yaml")) - set(CV_OVERLAYS) - set(IMPLANT_OVERLAYS))
+OPTIMIZER_OVERLAYS = sorted((ROOT / "configs" / "optimizer").glob("*.yaml"))
+OVERLAYS = {*CV_OVERLAYS, *IMPLANT_OVERLAYS, *OPTIMIZER_OVERLAYS}
+CONFIGS = sorted(set((ROOT / "configs").rglob("*.yaml")) - OVERLAYS)
+# whose optimizer may be another, and which validate; those of configs/spike are run by test_spike.py
+EXPERIMENTS = [path for path in CONFIGS if path.parent.name != "spike"]
 TAPPED = {"deit_svd": "svd", "deit_gram_diagonal": "gram_diagonal", "deit_pooled": "pooled", "deit_zeros": "zeros"}
 
 
@@ -38,7 +42,7 @@ def run_two_steps(path, make_tree, *overlays):
     return cli.main(args)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_runs_two_steps(path, make_tree, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = run_two_steps(path, make_tree)
@@ -59,6 +63,82 @@ def test_overlays_add_to_a_configuration(overlay, name, make_tree, tmp_path, mon
     names = [type(callback).__name__ for callback in run.trainer.callbacks]
     assert "CVLossSchedule" in names
     assert {entry["class_path"].rpartition(".")[2] for entry in plain} < set(names)
+
+
+def test_experiments_state_nothing_of_their_optimizer_that_an_overlay_would_take_over_by_accident():
+    files = [path for path in EXPERIMENTS if path.parent.name in ("configs", "ablation")]
+    optimizers = {path.stem: yaml.safe_load(path.read_text())["model"]["init_args"]["optimizer"] for path in files}
+    plain = {name: o["init_args"] for name, o in optimizers.items() if o["class_path"].startswith("torch.optim.Adam")}
+    assert len(plain) >= 20  # others are split on purpose, and take no overlay
+    for name, stated in plain.items():
+        assert {"lr"} <= set(stated) <= {"lr", "weight_decay"}, name
+
+
+@pytest.mark.parametrize("name", ["demo", "deit_svd", "svae_noise"])
+@pytest.mark.parametrize("overlay", OPTIMIZER_OVERLAYS, ids=lambda path: path.stem)
+def test_an_optimizer_overlay_keeps_the_rate_and_the_decay_and_nothing_else(overlay, name):
+    before = resolved(name)
+    after = cli.resolve(["--config", str(ROOT / "configs" / f"{name}.yaml"), "--config", str(overlay)])
+    stated = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())["model"]["init_args"]["optimizer"]
+    written = yaml.safe_load(overlay.read_text())["model"]["init_args"]["optimizer"]
+    optimizer = after["model"]["init_args"].pop("optimizer")
+    del before["model"]["init_args"]["optimizer"]
+    assert after == before
+    assert optimizer["class_path"].endswith(written["class_path"])
+    expected = {
+        "weight_decay": 0.01 if overlay.stem == "adamw" else None,
+        **written["init_args"],
+        **stated["init_args"],
+    }
+    for part in ("matrix", "rest"):
+        if part in expected:
+            wanted, got = expected.pop(part), optimizer["init_args"][part]
+            assert got["class_path"] == wanted["class_path"]
+            assert got["init_args"].items() >= wanted["init_args"].items()
+            assert got["init_args"]["weight_decay"] == 0.01
+            assert not any(
+                got["init_args"].get(name) for name in ("amsgrad", "maximize", "foreach", "fused", "capturable")
+            )
+    assert optimizer["init_args"].items() >= expected.items()
+
+
+@pytest.mark.parametrize(
+    ("overlay", "name", "matrices"),
+    [("soap", "demo_svd", 16), ("rekls", "svae_noise_small", 13), ("muon", "vae_plain", 12), ("muon", "demo", 16)],
+)
+def test_an_optimizer_overlay_runs(overlay, name, matrices, make_tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = ROOT / "configs" / f"{name}.yaml"
+    run = run_two_steps(path, make_tree, ROOT / "configs" / "optimizer" / f"{overlay}.yaml")
+    assert run.trainer.global_step == 2
+    optimizer = run.trainer.optimizers[0]
+    assert type(optimizer.matrix).__name__.lower() == overlay
+    assert len(optimizer.matrix.state) == matrices
+    stated = yaml.safe_load(path.read_text())["model"]["init_args"]["optimizer"]["init_args"]
+    for group in optimizer.param_groups:
+        assert group.get("max_lr", group.get("initial_lr", group["lr"])) == stated["lr"]
+        assert group["weight_decay"] == stated.get("weight_decay", 0.01)
+
+
+@pytest.mark.parametrize("name", ["demo", "svae_noise_small"])
+def test_a_watched_experiment_is_the_plain_one_with_rekls_and_two_watched_layers(name):
+    overlay = ROOT / "configs" / "optimizer" / "rekls.yaml"
+    plain = cli.resolve(["--config", str(ROOT / "configs" / f"{name}.yaml"), "--config", str(overlay)])
+    watched = resolved(f"{name}_rekls")
+    callbacks = watched["trainer"]["callbacks"]
+    (callback,) = [entry for entry in callbacks if entry["class_path"] == "callbacks.EigenbasisRotation"]
+    callbacks.remove(callback)
+    assert len(callback["init_args"]["parameters"]) == 2
+    names = [config["trainer"]["logger"]["init_args"].pop("name") for config in (plain, watched)]
+    assert names == [name, f"{name}_rekls"]
+    assert watched == plain
+
+
+def test_stacked_networks_have_no_matrices_for_an_overlay(make_tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path, overlay = ROOT / "configs" / "batteries_small.yaml", ROOT / "configs" / "optimizer" / "soap.yaml"
+    with pytest.raises(ValueError, match=r"params must have a matrix .*3-D: encoder.0.weight \(32, 64, 48\)"):
+        run_two_steps(path, make_tree, overlay)
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,13 @@ import torch
 from eigenscope.study import RunResult, read_scoreboard
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-COMMON = [
+SGD = [
     # Adam's first steps follow the sign of a gradient, even where that is rounding
     "--model.init_args.optimizer=torch.optim.SGD",
     "--model.init_args.optimizer.init_args.lr=0.1",
     "--model.init_args.lr_scheduler=null",
+]
+COMMON = [
     "--data.init_args.num_workers=0",
     "--trainer.accelerator=cpu",
     "--trainer.max_epochs=2",
@@ -45,10 +47,10 @@ ARGUMENTS = {
 }
 
 
-def fit(folder, name, ranks, *more):
+def fit(folder, name, ranks, *more, optimizer=SGD):
     folder.mkdir()
     more = [*more, *([] if ranks == 1 else ["--trainer.strategy=ddp", f"--trainer.devices={ranks}"])]
-    arguments = ["--config", str(CONFIGS / f"{name}.yaml"), *COMMON, *ARGUMENTS[name], *more]
+    arguments = ["--config", str(CONFIGS / f"{name}.yaml"), *optimizer, *COMMON, *ARGUMENTS[name], *more]
     command = [sys.executable, "-W", "ignore", "-m", "cli", "fit", *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -88,3 +90,28 @@ def test_two_ranks_agree_on_the_cv_policy(tmp_path):
     (state,) = [value for key, value in checkpoint["callbacks"].items() if "CVLossSchedule" in key]
     last = result(tmp_path / "two", "svae_noise_small").epochs[-1]
     assert last.metrics["cv_M/ema"] == pytest.approx(state["sectors"]["M"]["ema"])
+
+
+def test_two_ranks_equal_one_with_matrices_preconditioned(tmp_path):
+    split = "--model.init_args.optimizer.init_args"
+    arguments = [
+        *("--config", str(CONFIGS / "optimizer" / "rekls.yaml")),
+        "--model.init_args.lr_scheduler=null",
+        # A factor of a long matrix is singular at first, and any basis of its kernel is an eigenbasis: square ones
+        "--model.init_args.net.init_args.mlp_ratio=1.0",
+        f"{split}.exclude=[head.*, '*qkv*']",
+        # where eps is small Adam makes steps of full size out of rounding
+        f"{split}.lr=1e-2",
+        f"{split}.matrix.init_args.eps=1e-2",
+        f"{split}.rest.init_args.eps=1e-2",
+    ]
+    runs = {ranks: fit(tmp_path / f"{ranks}", "demo_svd", ranks, *arguments, optimizer=[]) for ranks in (1, 2)}
+    (_, one), (printed, two) = runs.values()
+    for key, value in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][key], value, atol=1e-5, rtol=1e-4, msg=partial(_named, key))
+    states = [checkpoint["optimizer_states"][0]["state"] for checkpoint in (one, two)]
+    for index, state in states[0].items():
+        for name in ("L", "R") if "L" in state else ():
+            assert torch.dist(states[1][index][name], state[name]) < 1e-4 * state[name].norm()
+    assert sum("L" in state for state in states[0].values()) == 4 * 3
+    assert printed.count("biases, gains") == 1  # the routing table, of rank zero alone

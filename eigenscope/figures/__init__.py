@@ -3,6 +3,15 @@
 from eigenscope.figures.battery_matrix import battery_matrix
 from eigenscope.figures.cv_histogram import cv_histogram
 from eigenscope.figures.reconstructions import reconstruction_figure
+from eigenscope.figures.rotation import angle_figure, eigenvalue_figure, overlap_figure
 from eigenscope.figures.spectra import spectrum_figure
 
-__all__ = ["battery_matrix", "cv_histogram", "reconstruction_figure", "spectrum_figure"]
+__all__ = [
+    "angle_figure",
+    "battery_matrix",
+    "cv_histogram",
+    "eigenvalue_figure",
+    "overlap_figure",
+    "reconstruction_figure",
+    "spectrum_figure",
+]

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from eigenscope.precision import has_tf32
+
 _DROPPED_BITS = 13  # float32 stores 23 bits of the mantissa, TF32 10
 
 _aten = torch.ops.aten
@@ -101,8 +103,4 @@ class _EmulatedTF32(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _rounded(operand: Tensor) -> Tensor:
     plain = operand.dtype == torch.float32 and operand.layout == torch.strided
-    return round_to_tf32(operand) if plain and not _has_tf32(operand.device) else operand
-
-
-def _has_tf32(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return round_to_tf32(operand) if plain and not has_tf32(operand.device) else operand

@@ -4,6 +4,7 @@ from eigenscope.nn.battery_array import BatteryArray
 from eigenscope.nn.battery_container import BatteryEntry, load_batteries, save_batteries
 from eigenscope.nn.battery_scores import cross_evaluate
 from eigenscope.nn.deit import DeiT
+from eigenscope.nn.free_matrix import FreeMatrix
 from eigenscope.nn.implants import ImplantedVAE
 from eigenscope.nn.linear_readout import LinearReadoutAutoencoder, ReadoutCode
 from eigenscope.nn.patch_autoencoder import PatchAutoencoder
@@ -17,6 +18,7 @@ __all__ = [
     "BatteryArray",
     "BatteryEntry",
     "DeiT",
+    "FreeMatrix",
     "ImplantedVAE",
     "LinearReadoutAutoencoder",
     "PatchAutoencoder",

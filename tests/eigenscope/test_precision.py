@@ -1,7 +1,12 @@
 import pytest
 import torch
 
-from eigenscope.precision import has_bf16
+from eigenscope.precision import has_bf16, has_tf32
+
+
+def test_nothing_but_a_gpu_has_tf32():
+    assert not has_tf32(torch.device("cpu"))
+    assert not has_tf32(torch.device("meta"))
 
 
 def test_unknown_devices_have_none():

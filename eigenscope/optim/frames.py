@@ -1,0 +1,119 @@
+"""Earlier states of eigenbases that later ones are compared with."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from eigenscope.optim.rotation import Eigenbasis
+from eigenscope.optim.snapshots import Side, Snapshot
+
+PRE_SPIKE, POST_SPIKE, _PREVIOUS = "pre_spike", "post_spike", "previous"
+
+
+class FrameKeeper:
+    """Keeps the snapshots that measurements at every n-th step need, and no others.
+
+    Args:
+        frames: ``previous``, the state one step before the measured one; ``lag:n``, n steps before;
+            ``pre_spike`` and ``post_spike``, which are frozen from outside.
+        every_n_steps: measurements are at multiples of it.
+
+    Attributes:
+        pre_spike: None until frozen.
+        post_spike: None until frozen.
+
+    Raises:
+        ValueError: a frame is none of these or named twice, there is none, or ``every_n_steps`` is below 1.
+    """
+
+    def __init__(self, frames: Sequence[str], every_n_steps: int) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        if not frames or len(set(frames)) < len(frames):
+            raise ValueError(f"frames must be at least one, and each once, got {list(frames)}")
+        self.frames = tuple(frames)
+        self.every_n_steps = every_n_steps
+        self.pre_spike: Snapshot | None = None
+        self.post_spike: Snapshot | None = None
+        self._lags = {frame: _lag(frame) for frame in frames if frame not in (PRE_SPIKE, POST_SPIKE)}
+        self._lagged: dict[int, Snapshot] = {}
+
+    @property
+    def follows_spikes(self) -> bool:
+        """Whether a frame depends on them."""
+        return PRE_SPIKE in self.frames or POST_SPIKE in self.frames
+
+    def measures_at(self, step: int) -> bool:
+        """Whether this is a step to measure at."""
+        return step % self.every_n_steps == 0
+
+    def needs(self, step: int) -> bool:
+        """Whether a later measurement goes back to the state after this step."""
+        return any(self.measures_at(step + lag) for lag in self._lags.values())
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """Keeps a snapshot that :meth:`needs` asked for."""
+        self._lagged[snapshot.step] = snapshot
+
+    def references(self, step: int) -> dict[str, Snapshot]:
+        """The frames there are for a measurement after this step, in the order in which they were named."""
+        found: dict[str, Snapshot | None] = {PRE_SPIKE: self.pre_spike, POST_SPIKE: self.post_spike}
+        found |= {frame: self._lagged.get(step - lag) for frame, lag in self._lags.items()}
+        return {frame: snapshot for frame in self.frames if (snapshot := found[frame]) is not None}
+
+    def forget(self, step: int) -> None:
+        """Drops what no measurement after this step goes back to."""
+        self._lagged = {
+            kept: snapshot
+            for kept, snapshot in self._lagged.items()
+            if any(kept + lag > step and self.measures_at(kept + lag) for lag in self._lags.values())
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """All snapshots, as plain containers of tensors."""
+        return {
+            PRE_SPIKE: _plain(self.pre_spike),
+            POST_SPIKE: _plain(self.post_spike),
+            "lagged": [_plain(snapshot) for snapshot in self._lagged.values()],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], devices: Mapping[Side, torch.device]) -> None:
+        """Takes snapshots over, each basis to its device.
+
+        Args:
+            state: of another keeper.
+            devices: of the sides that are watched; bases of others are left out.
+        """
+        self.pre_spike = _snapshot(state[PRE_SPIKE], devices)
+        self.post_spike = _snapshot(state[POST_SPIKE], devices)
+        loaded = [_snapshot(plain, devices) for plain in state["lagged"]]
+        self._lagged = {snapshot.step: snapshot for snapshot in loaded if snapshot is not None}
+
+
+def _lag(frame: str) -> int:
+    if frame == _PREVIOUS:
+        return 1
+    word, _, number = frame.partition(":")
+    if word != "lag" or not number.isdecimal() or int(number) < 1:
+        raise ValueError(
+            f"frames must be {_PREVIOUS!r}, 'lag:n' with n >= 1, {PRE_SPIKE!r} or {POST_SPIKE!r}, got {frame!r}"
+        )
+    return int(number)
+
+
+def _plain(snapshot: Snapshot | None) -> dict[str, Any] | None:
+    if snapshot is None:
+        return None
+    return {"step": snapshot.step, "bases": {side: basis._asdict() for side, basis in snapshot.bases.items()}}
+
+
+def _snapshot(plain: Mapping[str, Any] | None, devices: Mapping[Side, torch.device]) -> Snapshot | None:
+    if plain is None:
+        return None
+    bases = {
+        side: Eigenbasis(**{name: tensor.to(devices[side]) for name, tensor in basis.items()})
+        for side, basis in plain["bases"].items()
+        if side in devices
+    }
+    return Snapshot(plain["step"], bases)

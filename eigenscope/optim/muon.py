@@ -1,0 +1,123 @@
+"""Muon at a stated matmul precision, with a momentum that schedules cycle as they do Adam's."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from eigenscope.optim.checks import MatmulPrecision, check_matrices, check_precision
+from eigenscope.optim.installed import missing_from_library
+from eigenscope.optim.saved_state import keep_saved_dtypes
+
+try:
+    from emerging_optimizers.orthogonalized_optimizers.muon_utils import newton_schulz
+    from emerging_optimizers.utils import fp32_matmul_precision
+except ImportError as error:
+    raise missing_from_library("no emerging_optimizers.orthogonalized_optimizers.muon_utils.newton_schulz") from error
+
+
+class Muon(Optimizer):
+    """Momentum, orthogonalised by Newton–Schulz iteration (Jordan 2024), with decoupled weight decay.
+
+    M ← β M + (1−β) G; the update of an m×n weight is the nearest semi-orthogonal matrix to M, or to (1−β) G + β M with
+    ``nesterov``, times ``update_rms`` √max(m, n), which has that root mean square in every entry (Liu et al. 2025,
+    arXiv:2502.16982, who take 0.2 because AdamW's updates have it, so that a learning rate serves both).
+
+    A group keeps β as ``betas``, a tuple of one, where Adam keeps its β₁: a schedule that cycles momentum then cycles
+    both. The iteration is emerging-optimizers', whose own Muon computes it in bfloat16 unless told otherwise.
+
+    Args:
+        params: 2-D parameters, with or without names, or groups of them.
+        lr: learning rate.
+        betas: (β,), of the momentum.
+        weight_decay: λ in p ← p − lr·λp.
+        nesterov: looks one step ahead.
+        num_ns_steps: iterations, of the quintic with Jordan's coefficients.
+        update_rms: root mean square of an update of full rank before the learning rate, about.
+        fp32_matmul_prec: of the iteration's products; ``"medium"`` computes them in bfloat16.
+
+    Raises:
+        ValueError: an argument is out of range, or a parameter is not 2-D.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float] = (0.95,),
+        weight_decay: float = 0.01,
+        *,
+        nesterov: bool = True,
+        num_ns_steps: int = 5,
+        update_rms: float = 0.2,
+        fp32_matmul_prec: MatmulPrecision = "highest",
+    ) -> None:
+        for name, value in {"lr": lr, "weight_decay": weight_decay, "update_rms": update_rms}.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a finite number >= 0, got {value}")
+        if len(betas) != 1 or not 0 <= betas[0] < 1:
+            raise ValueError(f"betas must be one number in [0, 1), got {betas}")
+        if num_ns_steps < 1:
+            raise ValueError(f"num_ns_steps must be at least 1, got {num_ns_steps}")
+        check_precision("fp32_matmul_prec", fp32_matmul_prec)
+        defaults = {
+            "lr": lr,
+            "betas": tuple(betas),
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "num_ns_steps": num_ns_steps,
+            "update_rms": update_rms,
+            "fp32_matmul_prec": fp32_matmul_prec,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group.
+
+        Raises:
+            ValueError: it has a parameter that is not 2-D.
+        """
+        super().add_param_group(param_group)
+        check_matrices(type(self).__name__, self.param_groups[-1])
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Takes a step; parameters without a gradient are left alone.
+
+        Args:
+            closure: evaluated once, before the step, with gradients enabled.
+
+        Returns:
+            What the closure returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state, in the dtypes it was saved in."""
+        super().load_state_dict(state_dict)
+        keep_saved_dtypes(self, state_dict)
+
+    def _update(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
+        (beta,) = group["betas"]
+        gradient = parameter.grad.float()  # type: ignore[union-attr]  # the caller has looked
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        momentum = state["momentum_buffer"].lerp_(gradient, 1 - beta)
+        with fp32_matmul_precision(group["fp32_matmul_prec"]):
+            ahead = gradient.lerp(momentum, beta) if group["nesterov"] else momentum
+            update = newton_schulz(ahead, steps=group["num_ns_steps"], coefficient_type="quintic")
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        scale = group["update_rms"] * math.sqrt(max(parameter.shape))
+        parameter.add_(update, alpha=-group["lr"] * scale)

@@ -1,0 +1,240 @@
+"""SOAP and REKLS: Adam in the eigenbases of Shampoo's factors, at a stated matmul precision."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from torch.optim.optimizer import ParamsT
+
+from eigenscope.linalg.tf32 import emulate_tf32 as emulating_tf32
+from eigenscope.optim.checks import MatmulPrecision, check_matrices, check_precision
+from eigenscope.optim.installed import check_arguments, missing_from_library
+from eigenscope.optim.saved_state import keep_saved_dtypes
+
+try:
+    from emerging_optimizers.soap import SOAP as _LibrarySOAP
+except ImportError as error:
+    raise missing_from_library("no emerging_optimizers.soap.SOAP") from error
+
+check_arguments(_LibrarySOAP, {"fp32_matmul_prec", "qr_fp32_matmul_prec", "use_eigh", "use_kl_shampoo"})
+
+WeightDecayMethod = Literal["decoupled", "independent", "l2", "palm"]
+"""Decoupled: p ← p − lr·λp. Independent: p ← p − λp. L2: g ← g + λp. Palm: p ← p − lr²·λp."""
+
+_library_step = _LibrarySOAP.step  # now: torch adds step hooks to it once somebody makes one, and ours has its own
+
+
+class SOAP(_LibrarySOAP):  # type: ignore[misc]  # emerging-optimizers ships no types
+    """SOAP over emerging-optimizers, with both matmul precisions explicit and ``"highest"`` unless asked otherwise.
+
+    For an m×n gradient G it keeps L ← β L + (1−β) G Gᵀ and R ← β R + (1−β) Gᵀ G, their eigenbases Q_L and Q_R by one
+    step of orthogonal iteration an update, and Adam's moments of Q_Lᵀ G Q_R (Vyas et al. 2024, arXiv:2409.11321). With
+    ``use_kl_shampoo`` the factors are those of KL-Shampoo (Lin et al. 2025, arXiv:2509.03378): G R⁻¹ Gᵀ / n in L, and
+    Gᵀ L⁻¹ G / m in R, the inverses through the current eigenbases with eigenvalues not below ``eps``.
+
+    ``"high"`` lets these products use TF32 on devices that have it: 10 bits of mantissa instead of 23. After a
+    gradient much larger than those before it, small eigenvalues of a factor are then lost in the rounding of large
+    ones; KL-Shampoo divides by them, and its factors diverge.
+
+    State per parameter, by torch's usual ``optimizer.state[parameter]``: ``step``, ``exp_avg`` and ``exp_avg_sq``
+    (m, n), ``L`` and ``Q_L`` (m, m), ``R`` and ``Q_R`` (n, n), in float32 whatever the parameter's dtype, also after
+    ``load_state_dict``. A step costs O(m³ + n³).
+
+    On a CPU the elementwise part of a step runs as it is written instead of compiled: compiling takes seconds and a
+    C++ compiler there, and gains nothing.
+
+    Args:
+        params: 2-D parameters, with or without names, or groups of them.
+        lr: learning rate.
+        betas: of Adam's moments.
+        shampoo_beta: β of the factors.
+        eps: of Adam's denominator, and KL-Shampoo's smallest eigenvalue.
+        weight_decay: λ of :data:`WeightDecayMethod`.
+        weight_decay_method: how weights decay.
+        nesterov: Nesterov's momentum in Adam.
+        correct_bias: for the zeros that moments and factors begin with.
+        fp32_matmul_prec: of the factors' and the gradient's products.
+        qr_fp32_matmul_prec: of the products that update the eigenbases.
+        power_iter_steps: multiplications by the factor before each QR.
+        max_update_rms: updates of a larger root mean square are scaled down to it; 0 leaves them.
+        use_kl_shampoo: KL-Shampoo's factors instead of Shampoo's.
+        emulate_tf32: rounds operands as TF32 does wherever the precision is not ``"highest"`` and the device has no
+            TF32; see :func:`eigenscope.linalg.emulate_tf32`.
+
+    Raises:
+        ValueError: an argument is out of range, or a parameter is not 2-D.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        shampoo_beta: float = 0.95,
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        *,
+        weight_decay_method: WeightDecayMethod = "decoupled",
+        nesterov: bool = False,
+        correct_bias: bool = True,
+        fp32_matmul_prec: MatmulPrecision = "highest",
+        qr_fp32_matmul_prec: MatmulPrecision = "highest",
+        power_iter_steps: int = 1,
+        max_update_rms: float = 0.0,
+        use_kl_shampoo: bool = False,
+        emulate_tf32: bool = False,
+    ) -> None:
+        for name, value in {
+            "lr": lr,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "max_update_rms": max_update_rms,
+        }.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a finite number >= 0, got {value}")
+        for name, beta in {"betas[0]": betas[0], "betas[1]": betas[1], "shampoo_beta": shampoo_beta}.items():
+            if not 0 <= beta < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {beta}")
+        if power_iter_steps < 1:
+            raise ValueError(f"power_iter_steps must be at least 1, got {power_iter_steps}")
+        if weight_decay_method not in get_args(WeightDecayMethod):
+            raise ValueError(
+                f"weight_decay_method must be one of {get_args(WeightDecayMethod)}, got {weight_decay_method!r}"
+            )
+        for name, precision in {
+            "fp32_matmul_prec": fp32_matmul_prec,
+            "qr_fp32_matmul_prec": qr_fp32_matmul_prec,
+        }.items():
+            check_precision(name, precision)
+        self.emulate_tf32 = emulate_tf32
+        super().__init__(
+            params,
+            lr,
+            betas,
+            shampoo_beta,
+            eps,
+            weight_decay,
+            weight_decay_method=weight_decay_method,
+            nesterov=nesterov,
+            correct_bias=correct_bias,
+            fp32_matmul_prec=fp32_matmul_prec,
+            use_eigh=False,
+            qr_fp32_matmul_prec=qr_fp32_matmul_prec,
+            power_iter_steps=power_iter_steps,
+            max_update_rms=max_update_rms,
+            use_kl_shampoo=use_kl_shampoo,
+        )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group.
+
+        Raises:
+            ValueError: it has a parameter that is not 2-D.
+        """
+        super().add_param_group(param_group)
+        check_matrices(type(self).__name__, self.param_groups[-1])
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Takes a step with the gradients there are, parameters without one are left alone.
+
+        Args:
+            closure: evaluated once, before the step, with gradients enabled.
+
+        Returns:
+            What the closure returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with self._arithmetic():
+            _library_step(self)
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state, in the dtypes it was saved in."""
+        super().load_state_dict(state_dict)
+        keep_saved_dtypes(self, state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # torch's own leaves out the settings that are not options of a group
+        settings = {key: value for key, value in vars(self).items() if not key.startswith("_") and key != "step"}
+        return {**super().__getstate__(), **settings}
+
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        on_cpu = self.param_groups[0]["params"][0].device.type == "cpu"
+        with ExitStack() as stack:
+            if on_cpu:
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            if self.emulate_tf32:
+                stack.enter_context(emulating_tf32())
+            yield
+
+
+class REKLS(SOAP):
+    """Realtime Eigen Kullback–Leibler SOAP: SOAP with KL-Shampoo's factors and a full eigendecomposition every step.
+
+    Everything else is as in :class:`SOAP`. emerging-optimizers' own REKLS takes no precision and computes at
+    ``"high"``.
+
+    Args:
+        params: 2-D parameters, with or without names, or groups of them.
+        lr: learning rate.
+        betas: of Adam's moments.
+        shampoo_beta: β of the factors.
+        eps: of Adam's denominator, and the smallest eigenvalue.
+        weight_decay: λ of :data:`WeightDecayMethod`.
+        weight_decay_method: how weights decay.
+        nesterov: Nesterov's momentum in Adam.
+        correct_bias: for the zeros that moments and factors begin with.
+        fp32_matmul_prec: of the factors' and the gradient's products.
+        qr_fp32_matmul_prec: of the products that carry the moments from one eigenbasis to the next.
+        max_update_rms: updates of a larger root mean square are scaled down to it; 0 leaves them.
+        emulate_tf32: rounds the operands as TF32 would, as in :class:`SOAP`.
+
+    Raises:
+        ValueError: an argument is out of range, or a parameter is not 2-D.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        shampoo_beta: float = 0.95,
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        *,
+        weight_decay_method: WeightDecayMethod = "decoupled",
+        nesterov: bool = False,
+        correct_bias: bool = True,
+        fp32_matmul_prec: MatmulPrecision = "highest",
+        qr_fp32_matmul_prec: MatmulPrecision = "highest",
+        max_update_rms: float = 0.0,
+        emulate_tf32: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            shampoo_beta,
+            eps,
+            weight_decay,
+            weight_decay_method=weight_decay_method,
+            nesterov=nesterov,
+            correct_bias=correct_bias,
+            fp32_matmul_prec=fp32_matmul_prec,
+            qr_fp32_matmul_prec=qr_fp32_matmul_prec,
+            max_update_rms=max_update_rms,
+            use_kl_shampoo=True,
+            emulate_tf32=emulate_tf32,
+        )
+        self.use_eigh = True
+
+
+def is_soap(optimizer: object) -> bool:
+    """Whether it is a SOAP of emerging-optimizers, this package's included."""
+    return isinstance(optimizer, _LibrarySOAP)
