@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from emerging_optimizers.orthogonalized_optimizers import Muon
 from timing import machine
 from torch import nn
 from torch.optim import AdamW, Optimizer
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 import cli
 from datamodules import GradientSpikeDataModule
-from eigenscope.optim import REKLS, SOAP
+from eigenscope.optim import REKLS, SOAP, Muon
 from eigenscope.study import duration
 from eigenscope.study.spike_response import SpikeResponse, replay, spike_response, spiked
 from eigenscope.study.spike_tables import (
@@ -42,7 +41,7 @@ FOLLOWED = 500  # steps after a spike: second moments at β₂ = 0.95 take 410 t
 ADAM: dict[str, Any] = {"lr": 1.0, "betas": (0.9, 0.95), "weight_decay": 0.0}
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
     "AdamW": lambda parameters: AdamW(parameters, **ADAM),
-    "Muon": lambda parameters: Muon(parameters, lr=1.0, momentum=0.95, weight_decay=0.0, fp32_matmul_prec="highest"),
+    "Muon": lambda parameters: Muon(parameters, lr=1.0, weight_decay=0.0, update_rms=1.0),
     "SOAP": lambda parameters: SOAP(parameters, **ADAM, shampoo_beta=0.95, use_kl_shampoo=True),
     "REKLS": lambda parameters: REKLS(parameters, **ADAM, shampoo_beta=0.95),
 }

@@ -45,7 +45,7 @@ class EigenbasisRotation(Callback):
     The log folder gets the same in ``rotation.csv``, ``spectrum.csv`` (eigenvalues of ranks 1, 2, 5 and 10) and
     ``shadow.csv``. TensorBoard gets, after epochs and at the end, ``rotation/verdicts`` as text, see
     :func:`~eigenscope.optim.rotation.verdict`, and for each parameter the figures ``rotation/<parameter>/angles``,
-    ``…/eigenvalues`` and ``…/overlap``, |QᵀQ_ref| for ``pre_spike`` or else the oldest frame. Parameters go by their
+    ``…/eigenvalues`` and ``…/overlap`` (of the last 2000 measurements), |QᵀQ_ref| for ``pre_spike`` or else the oldest frame. Parameters go by their
     names in the network. The latest verdicts are printed at the end.
 
     Step s is the s-th of the optimizer, counting those that a gradient scaler skips; the state "at s" is the one after
@@ -56,7 +56,8 @@ class EigenbasisRotation(Callback):
 
     Args:
         parameters: patterns of parameter names, with or without the leading ``net.``; None watches the ``largest``.
-        largest: so many of the parameters that have factors, the largest by number of entries.
+        largest: so many of the parameters that have factors, the largest by number of entries, where ``parameters``
+            is None.
         every_n_steps: steps from one measurement to the next.
         k: leading eigenvectors whose span is compared.
         frames: what to compare with.
@@ -136,12 +137,16 @@ class EigenbasisRotation(Callback):
         """Takes over the state of a run that goes on, and opens the files."""
         if not self._watched:
             return
-        if self.spike_steps and pl_module.automatic_optimization:
+        if self.spike_steps and pl_module.automatic_optimization and not getattr(trainer, "fast_dev_run", False):
             total = trainer.estimated_stepping_batches
-            if self.spike_steps[-1] > total:
+            if 0 <= total < self.spike_steps[-1]:
                 raise ValueError(f"spike_steps must be in the run, which has {total} steps, got {self.spike_steps[-1]}")
         self._step = trainer.global_step
         self._shadows = AttachedShadows(self._watched, self.shadow_precision, self.emulate)
+        if self._shadows and not self._shadows.differ:
+            rank_zero_warn(
+                f"shadow_precision {self.shadow_precision!r} is that of the optimizer: the shadow will not differ"
+            )
         state, self._restored = self._restored, {}
         if not trainer.is_global_zero:
             self._forget()  # after all ranks have seen what is wrong
@@ -160,6 +165,8 @@ class EigenbasisRotation(Callback):
         self._pending += 1
         self._shadows.expect_step()
         step = self._step + self._pending
+        if self.spike_factor is None and step not in self.spike_steps and not self._frames.measures_at(step):
+            return  # nobody asks for the norm, and it waits for the device
         found = [watched.parameter.grad for watched in self._watched.values()]
         gradients = [gradient.detach().float() for gradient in found if gradient is not None]
         usual = self._detector.median

@@ -93,7 +93,7 @@ class RotationLog:
         for frame, sides in rotations.items():
             for side, rotation in sides.items():
                 figures = {name: float(value) for name, value in rotation._asdict().items()}
-                said = verdict(figures["topk_deg"], figures["shape_change"])
+                said = verdict(figures["topk_deg"], figures["shape_change"], figures["distance"])
                 _rows(self._angles, (side, frame)).append([now.step, figures["top1_deg"], figures["topk_deg"]])
                 self._counts.setdefault((side[0], frame), Counter())[said] += 1
                 self._latest[side, frame] = (

@@ -1,3 +1,3 @@
 """Eigenscope: spectra while models train. This package is the part that does not need Lightning."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

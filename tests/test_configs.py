@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 CV_OVERLAYS = sorted((ROOT / "configs" / "cv").glob("*.yaml"))  # each is added to another configuration
 IMPLANT_OVERLAYS = sorted((ROOT / "configs" / "implant").glob("*.yaml"))
 OPTIMIZER_OVERLAYS = sorted((ROOT / "configs" / "optimizer").glob("*.yaml"))
-OVERLAYS = {*CV_OVERLAYS, *IMPLANT_OVERLAYS, *OPTIMIZER_OVERLAYS}
+KV_CHECK = ROOT / "configs" / "callbacks" / "kv_check.yaml"
+OVERLAYS = {*CV_OVERLAYS, *IMPLANT_OVERLAYS, *OPTIMIZER_OVERLAYS, KV_CHECK}
 CONFIGS = sorted(set((ROOT / "configs").rglob("*.yaml")) - OVERLAYS)
 # whose optimizer may be another, and which validate; those of configs/spike are run by test_spike.py
 EXPERIMENTS = [path for path in CONFIGS if path.parent.name != "spike"]
@@ -65,13 +66,29 @@ def test_overlays_add_to_a_configuration(overlay, name, make_tree, tmp_path, mon
     assert {entry["class_path"].rpartition(".")[2] for entry in plain} < set(names)
 
 
+@pytest.mark.parametrize("name", ["demo", "deit_svd"])
+def test_the_kv_check_adds_to_a_deit(name, make_tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = ROOT / "configs" / f"{name}.yaml"
+    plain, added = (
+        cli.resolve(["--config", str(path), *more])["trainer"] for more in ([], ["--config", str(KV_CHECK)])
+    )
+    *callbacks, check = added.pop("callbacks")
+    assert (plain.pop("callbacks"), plain) == (callbacks, added)
+    assert check["class_path"].endswith("KVCacheCompression")
+    if name == "demo":
+        run = run_two_steps(path, make_tree, KV_CHECK)
+        assert run.trainer.global_step == 2
+        assert any(type(callback).__name__ == "KVCacheCompression" for callback in run.trainer.callbacks)
+
+
 def test_experiments_state_nothing_of_their_optimizer_that_an_overlay_would_take_over_by_accident():
     files = [path for path in EXPERIMENTS if path.parent.name in ("configs", "ablation")]
     optimizers = {path.stem: yaml.safe_load(path.read_text())["model"]["init_args"]["optimizer"] for path in files}
     plain = {name: o["init_args"] for name, o in optimizers.items() if o["class_path"].startswith("torch.optim.Adam")}
     assert len(plain) >= 20  # others are split on purpose, and take no overlay
     for name, stated in plain.items():
-        assert {"lr"} <= set(stated) <= {"lr", "weight_decay"}, name
+        assert {"lr"} <= set(stated) <= {"lr", "weight_decay", "betas"}, name  # a SplitOptimizer has no betas
 
 
 @pytest.mark.parametrize("name", ["demo", "deit_svd", "svae_noise"])

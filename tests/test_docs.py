@@ -1,5 +1,6 @@
 """The examples in the documentation run as they are printed there."""
 
+import doctest
 import re
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +20,13 @@ DOCS = Path(__file__).parents[1] / "docs"
 def example(name):
     (text,) = re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(), flags=re.DOTALL)
     return text
+
+
+def test_small_eigenvalues_in_tf32():
+    found = doctest.testfile(str(DOCS / "eigenbasis.md"), module_relative=False)
+    assert found.attempted >= 10
+    assert found.failed == 0
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_a_callback_reaches_a_tensor(tmp_path):

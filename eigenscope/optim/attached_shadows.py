@@ -42,6 +42,11 @@ class AttachedShadows:
     def __len__(self) -> int:
         return len(self._shadows)
 
+    @property
+    def differ(self) -> bool:
+        """Whether any is at another precision than its optimizer."""
+        return any(shadow.differs for shadow in self._shadows.values())
+
     def attach(self) -> None:
         """Follows the optimizers from now on."""
         self._hooks = [optimizer.register_step_post_hook(self._follow) for optimizer in self._shadows]

@@ -39,11 +39,6 @@ class FrameKeeper:
         self._lags = {frame: _lag(frame) for frame in frames if frame not in (PRE_SPIKE, POST_SPIKE)}
         self._lagged: dict[int, Snapshot] = {}
 
-    @property
-    def follows_spikes(self) -> bool:
-        """Whether a frame depends on them."""
-        return PRE_SPIKE in self.frames or POST_SPIKE in self.frames
-
     def measures_at(self, step: int) -> bool:
         """Whether this is a step to measure at."""
         return step % self.every_n_steps == 0

@@ -10,6 +10,9 @@ from eigenscope.linalg import principal_angles, sort_eigenbasis, top_angle, weig
 
 Verdict = Literal["stable", "gauge", "diverged"]
 
+_STILL_DEG = 10.0
+_UNCHANGED = 0.05  # as a fraction of the factor's norm
+
 
 class Eigenbasis(NamedTuple):
     """A factor of a preconditioner and its eigenvectors, as they were at one step.
@@ -87,33 +90,31 @@ def measure_rotation(now: Eigenbasis, reference: Eigenbasis, k: int) -> Rotation
     return Rotation(*(figure.where(finite, torch.nan) for figure in figures))
 
 
-def verdict(
-    topk_deg: float, shape_change: float, *, max_angle_deg: float = 10.0, max_shape_change: float = 0.05
-) -> Verdict:
+def verdict(topk_deg: float, shape_change: float, distance: float) -> Verdict:
     """What a rotation means: ``stable``, ``gauge`` or ``diverged``.
 
     By Davis and Kahan (1970) a perturbation E of a symmetric matrix turns the span of its leading eigenvectors by at
     most sin θ ≤ ‖E‖ / gap, with gap the distance of their eigenvalues from the others. If the factor is what it was but
     for a multiple, E is small and only eigenvectors whose eigenvalues nearly coincide can have turned: the choice of a
-    basis among them is a gauge, and the preconditioner is unchanged. (An optimizer that only iterates towards the
-    eigenvectors, as SOAP does, may also still be on its way to those of an unchanged factor.) If both have changed, the
-    optimizer works with another preconditioner; whether data or rounding made it so is for a second copy at another
-    precision to tell.
+    basis among them is a gauge, and the preconditioner is unchanged. That holds of eigenvectors. An optimizer's basis
+    may turn away from an unchanged factor, by rounding or because it only iterates towards the eigenvectors, as SOAP
+    does; directions of different eigenvalues then change places, which the weighted distance shows. If the factor or
+    the distance has changed, the optimizer works with another preconditioner; whether data or rounding made it so is
+    for a second copy at another precision to tell.
 
     Args:
-        topk_deg: largest principal angle, degrees.
+        topk_deg: largest principal angle, degrees; up to 10 the basis is ``stable``, whatever the factor has done.
         shape_change: of the factor, see :class:`Rotation`.
-        max_angle_deg: up to this angle a basis is ``stable``.
-        max_shape_change: up to this change a factor is what it was, and a larger angle is ``gauge``.
+        distance: of the basis, see there. A larger angle is ``gauge`` if both are at most 0.05.
 
     Returns:
         ``diverged`` also where a figure is not finite.
     """
-    if not (math.isfinite(topk_deg) and math.isfinite(shape_change)):
+    if not all(map(math.isfinite, (topk_deg, shape_change, distance))):
         return "diverged"
-    if topk_deg <= max_angle_deg:
+    if topk_deg <= _STILL_DEG:
         return "stable"
-    return "gauge" if shape_change <= max_shape_change else "diverged"
+    return "gauge" if max(shape_change, distance) <= _UNCHANGED else "diverged"
 
 
 def block_overlap(Q: Tensor, R: Tensor, most: int = 128) -> Tensor:

@@ -33,6 +33,9 @@ class ShadowFactors:
         emulate: rounds the shadow's products as TF32 where the device has none, see
             :func:`eigenscope.linalg.emulate_tf32`.
 
+    Attributes:
+        differs: whether the optimizer itself computes at another precision.
+
     Raises:
         ValueError: the optimizer has no precisions, its weight decay changes the gradients in place, or ``"high"`` is
             the same as ``"highest"``.
@@ -55,6 +58,13 @@ class ShadowFactors:
         for device in {parameter.device for parameter in parameters}:
             if precision == "high" and not emulate and not has_tf32(device):
                 raise ValueError(f"shadow_precision 'high' is 'highest' on {device}, which has no TF32, unless emulate")
+        rounds = precision == "high"
+        emulates = getattr(optimizer, "emulate_tf32", False)
+        self.differs = any(
+            rounds != (getattr(optimizer, name) != "highest" and (emulates or has_tf32(parameter.device)))
+            for name in _PRECISIONS
+            for parameter in parameters
+        )
         self._optimizer = optimizer
         self._emulate = emulate
         self._copies = {parameter: parameter.detach().clone() for parameter in parameters}

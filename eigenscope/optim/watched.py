@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from eigenscope.optim.factors import preconditioner
+from eigenscope.optim.named_groups import few
 from eigenscope.optim.split import SplitOptimizer
 
 _NET = "net."
@@ -54,7 +55,7 @@ def watched_parameters(
     everything = _short_names(dict(named))
     for pattern in patterns or ():
         if not any(_matches(name, pattern) for name in everything):
-            raise ValueError(f"parameters: {pattern!r} matches no parameter; there are {_some(everything)}")
+            raise ValueError(f"parameters: {pattern!r} matches no parameter; there are {few(list(everything))}")
     handled = {}
     for name, parameter in everything.items():
         for outer in optimizers:
@@ -71,8 +72,8 @@ def watched_parameters(
         if not any(name in handled for name in matches):
             name = matches[0]
             raise ValueError(
-                f"parameters: {pattern!r} is {_some(matches)}, for which no Kronecker factors are kept: it is trained "
-                f"by {_trained_by(everything[name], optimizers)}; factors are kept for {_some(handled)}"
+                f"parameters: {pattern!r} is {few(matches)}, for which no Kronecker factors are kept: it is trained "
+                f"by {_trained_by(everything[name], optimizers)}; factors are kept for {few(list(handled))}"
             )
     return {name: found for name, found in handled.items() if any(_matches(name, pattern) for pattern in patterns)}
 
@@ -116,8 +117,3 @@ def _trained_by(parameter: Tensor, optimizers: Sequence[Optimizer]) -> str:
         if any(parameter is member for group in part.param_groups for member in group["params"]):
             return type(part).__name__
     return "no optimizer"
-
-
-def _some(names: Iterable[str], most: int = 6) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

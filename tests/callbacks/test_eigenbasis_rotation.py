@@ -15,6 +15,10 @@ from torch.utils.data import DataLoader
 
 from callbacks import EigenbasisRotation
 from eigenscope.optim import REKLS, SOAP, SplitOptimizer
+from eigenscope.optim.shadow import ShadowFactors
+
+# a shadow at the optimizer's own precision, which must equal it to the bit, is what several tests compare with
+pytestmark = pytest.mark.filterwarnings("ignore:shadow_precision .* is that of the optimizer")
 
 SHAPES = {"first.weight": (12, 8), "second.weight": (8, 12)}
 SPIKE = 14  # 1-based
@@ -163,7 +167,9 @@ def test_every_figure_is_that_of_copies_taken_step_by_step(tmp_path):
         assert float(row["shape_change"]) == pytest.approx(shape_change, rel=1e-4, abs=1e-7)
         assert [float(row["top"]), float(row["second"])] == pytest.approx(values[:2].tolist(), rel=1e-5)
         angle, shape = float(row["topk_deg"]), float(row["shape_change"])
-        assert row["verdict"] == ("stable" if angle <= 10 else "gauge" if shape <= 0.05 else "diverged")
+        assert row["verdict"] == (
+            "stable" if angle <= 10 else "gauge" if max(shape, float(row["distance"])) <= 0.05 else "diverged"
+        )
     assert max(float(row["topk_deg"]) for row in rows if row["frame"] == "pre_spike") > 5  # something did turn
     spectrum = table(tmp_path, "spectrum")
     assert {(row["side"], row["rank"]) for row in spectrum if row["parameter"] == "first.weight"} == {
@@ -427,6 +433,28 @@ def test_a_weight_decay_that_changes_gradients_has_no_shadow(tmp_path):
 def test_arguments_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         watch(**options)
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "says"),
+    [
+        ({}, {"shadow_precision": "highest"}, True),
+        ({}, {"shadow_precision": "high", "emulate": True}, False),
+        ({"fp32_matmul_prec": "high"}, {"shadow_precision": "highest"}, not torch.cuda.is_available()),
+        ({"fp32_matmul_prec": "high", "emulate_tf32": True}, {"shadow_precision": "highest"}, False),
+    ],
+)
+def test_a_shadow_that_cannot_differ_is_said_to(settings, options, says):
+    weight = nn.Parameter(torch.zeros(4, 3))
+    shadow = ShadowFactors(
+        REKLS([weight], **settings), [weight], options["shadow_precision"], options.get("emulate", False)
+    )
+    assert shadow.differs != says
+
+
+def test_a_shadow_at_the_optimizers_precision_warns(tmp_path):
+    with pytest.warns(UserWarning, match="shadow_precision 'highest' is that of the optimizer"):
+        fit(tmp_path, watch(shadow_precision="highest"), max_epochs=1)
 
 
 def test_patterns_choose_and_states_are_told_apart(tmp_path):

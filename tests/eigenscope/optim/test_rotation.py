@@ -95,7 +95,7 @@ def judged(now, reference, k=8):
     """The verdict on two factors, by their exact eigenvectors."""
     bases = [eigenbasis(A, torch.linalg.eigh(A).eigenvectors) for A in (now, reference)]
     found = measure_rotation(*bases, k)
-    return float(found.topk_deg), verdict(float(found.topk_deg), float(found.shape_change))
+    return float(found.topk_deg), verdict(float(found.topk_deg), float(found.shape_change), float(found.distance))
 
 
 def test_verdicts_on_factors_that_are_what_they_are_called():
@@ -125,22 +125,26 @@ def test_davis_and_kahan_bound_the_angle():
 
 
 @pytest.mark.parametrize(
-    ("topk_deg", "shape_change", "said"),
+    ("topk_deg", "shape_change", "distance", "said"),
     [
-        (10.0, 1.0, "stable"),
-        (10.1, 0.05, "gauge"),
-        (10.1, 0.051, "diverged"),
-        (math.nan, 0.0, "diverged"),
-        (0.0, math.inf, "diverged"),
+        (10.0, 1.0, 1.0, "stable"),
+        (10.1, 0.05, 0.05, "gauge"),
+        (10.1, 0.051, 0.05, "diverged"),
+        (10.1, 0.05, 0.051, "diverged"),
+        (math.nan, 0.0, 0.0, "diverged"),
+        (0.0, math.inf, 0.0, "diverged"),
+        (0.0, 0.0, math.nan, "diverged"),
     ],
 )
-def test_thresholds(topk_deg, shape_change, said):
-    assert verdict(topk_deg, shape_change) == said
+def test_thresholds(topk_deg, shape_change, distance, said):
+    assert verdict(topk_deg, shape_change, distance) == said
 
 
-def test_thresholds_can_be_others():
-    assert verdict(5, 0, max_angle_deg=1) == "gauge"
-    assert verdict(50, 0.1, max_shape_change=0.2) == "gauge"
+def test_a_basis_that_left_an_unchanged_factor_is_no_gauge():
+    A = torch.diag(torch.tensor([100.0, 10.0, 1.0, 0.1], dtype=torch.float64))
+    found = measure_rotation(eigenbasis(A, turned(4, math.pi / 4)), eigenbasis(A, torch.eye(4, dtype=torch.float64)), 1)
+    assert found.shape_change == 0
+    assert verdict(float(found.topk_deg), 0.0, float(found.distance)) == "diverged"
 
 
 def test_overlap_of_columns_and_of_blocks():
