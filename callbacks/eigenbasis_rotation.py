@@ -45,8 +45,8 @@ class EigenbasisRotation(Callback):
     The log folder gets the same in ``rotation.csv``, ``spectrum.csv`` (eigenvalues of ranks 1, 2, 5 and 10) and
     ``shadow.csv``. TensorBoard gets, after epochs and at the end, ``rotation/verdicts`` as text, see
     :func:`~eigenscope.optim.rotation.verdict`, and for each parameter the figures ``rotation/<parameter>/angles``,
-    ``…/eigenvalues`` and ``…/overlap`` (of the last 2000 measurements), |QᵀQ_ref| for ``pre_spike`` or else the oldest frame. Parameters go by their
-    names in the network. The latest verdicts are printed at the end.
+    ``…/eigenvalues`` and ``…/overlap``, |QᵀQ_ref| for ``pre_spike`` or else the oldest frame; curves are of the last
+    2000 measurements. Parameters go by their names in the network. The latest verdicts are printed at the end.
 
     Step s is the s-th of the optimizer, counting those that a gradient scaler skips; the state "at s" is the one after
     it. At most one step a batch is measured. The state goes with checkpoints, and a resumed run logs what an

@@ -37,7 +37,7 @@ def take_snapshot(step: int, factors: Mapping[str, KroneckerFactors]) -> Snapsho
 
 
 def compare_snapshots(now: Snapshot, reference: Snapshot, k: int) -> dict[Side, Rotation]:
-    """How far each side that both have has turned, as numbers on the CPU; see :class:`~eigenscope.optim.rotation.Rotation`."""
+    """How far each side that both have has turned, on the CPU; see :class:`~eigenscope.optim.rotation.Rotation`."""
     figures: list[Tensor] = []
     order: list[Side] = []
     for sides, both in _pairs(now, reference):
