@@ -15,7 +15,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # its stub l
 
 import callbacks  # importing a package makes its classes known by their short names
 import datamodules  # noqa: F401
-import eigenscope.nn  # noqa: F401
+import eigenscope.nn
 import eigenscope.optim  # noqa: F401
 import lightning_modules  # noqa: F401
 from eigenscope.precision import has_bf16

@@ -65,7 +65,7 @@ def watching(batch: int, device: str) -> None:
         profiler, held = _fit(batch, device, callbacks)
         durations = profiler.recorded_durations
         total = sum(durations["run_training_epoch"])
-        hooks = sum(sum(times) for action, times in durations.items() if "EigenbasisRotation.on_" in action)
+        hooks = sum(sum(times) for action, times in durations.items() if "EigenbasisRotation" in action)
         base = base or total
         rows.append([name, *(f"{1e3 * t / STEPS:.1f}" for t in (total, hooks)), f"{hooks / (total - hooks):.1%}"])
         rows[-1] += [f"{total / base:.3f}×", f"{held / 2**20:.1f}"]
@@ -106,7 +106,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")  # Lightning's advice on loaders
     print(machine())
-    watching(16, "cpu")
+    watching(64, "cpu")
     optimizer_steps(options.rounds, "cpu")
     if torch.cuda.is_available():
         print(f"\n{torch.cuda.get_device_name()}")

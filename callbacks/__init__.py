@@ -6,6 +6,7 @@ from callbacks.eigenbasis_rotation import EigenbasisRotation
 from callbacks.epoch_table import EpochTable
 from callbacks.finite_guard import FiniteGuard, NonFiniteError
 from callbacks.implant_policy import ImplantPolicy
+from callbacks.kv_cache_compression import KVCacheCompression
 from callbacks.parameter_routing import ParameterRouting
 from callbacks.reconstruction_grid import ReconstructionGrid
 from callbacks.scoreboard import Scoreboard
@@ -17,6 +18,7 @@ __all__ = [
     "EpochTable",
     "FiniteGuard",
     "ImplantPolicy",
+    "KVCacheCompression",
     "NonFiniteError",
     "ParameterRouting",
     "ReconstructionGrid",

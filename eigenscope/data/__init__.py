@@ -1,5 +1,6 @@
-"""Labelled images: reading, drawing, splitting, augmenting, noise, and the order they are visited in."""
+"""Labelled images: reading, drawing, splitting, augmenting; noise; sequences to recall from; the order of visits."""
 
+from eigenscope.data.associative_recall import RecallDataset, RecallTask, ShorterContext, draw_recall
 from eigenscope.data.augmentation import AugmentationKind, augmentation
 from eigenscope.data.class_folders import class_names, read_class_folders
 from eigenscope.data.epoch_sampler import EpochIndex, EpochSampler
@@ -15,9 +16,13 @@ __all__ = [
     "ImageDataset",
     "LabelledImages",
     "NoiseDataset",
+    "RecallDataset",
+    "RecallTask",
+    "ShorterContext",
     "augmentation",
     "class_names",
     "draw_images",
+    "draw_recall",
     "read_class_folders",
     "stratified_split",
 ]

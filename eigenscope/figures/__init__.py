@@ -2,6 +2,7 @@
 
 from eigenscope.figures.battery_matrix import battery_matrix
 from eigenscope.figures.cv_histogram import cv_histogram
+from eigenscope.figures.kv import layer_heat_maps, rate_distortion_figure
 from eigenscope.figures.reconstructions import reconstruction_figure
 from eigenscope.figures.rotation import angle_figure, eigenvalue_figure, overlap_figure
 from eigenscope.figures.spectra import spectrum_figure
@@ -11,7 +12,9 @@ __all__ = [
     "battery_matrix",
     "cv_histogram",
     "eigenvalue_figure",
+    "layer_heat_maps",
     "overlap_figure",
+    "rate_distortion_figure",
     "reconstruction_figure",
     "spectrum_figure",
 ]

@@ -3,6 +3,7 @@
 from eigenscope.nn.battery_array import BatteryArray
 from eigenscope.nn.battery_container import BatteryEntry, load_batteries, save_batteries
 from eigenscope.nn.battery_scores import cross_evaluate
+from eigenscope.nn.causal_transformer import CausalTransformer, llama_weights
 from eigenscope.nn.deit import DeiT
 from eigenscope.nn.free_matrix import FreeMatrix
 from eigenscope.nn.implants import ImplantedVAE
@@ -17,6 +18,7 @@ from eigenscope.nn.taps import SVDTaps, TapConfig, tap_features
 __all__ = [
     "BatteryArray",
     "BatteryEntry",
+    "CausalTransformer",
     "DeiT",
     "FreeMatrix",
     "ImplantedVAE",
@@ -31,6 +33,7 @@ __all__ = [
     "SpectralCode",
     "TapConfig",
     "cross_evaluate",
+    "llama_weights",
     "load_batteries",
     "observe",
     "probes",

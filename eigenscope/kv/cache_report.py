@@ -1,0 +1,64 @@
+"""What a cache holds, beside what it would hold uncompressed."""
+
+from dataclasses import dataclass, fields
+
+import torch
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """Bytes held, each storage counted once and whole, so that they are what would be freed with the cache.
+
+    Attributes:
+        tokens: slots of each sequence, padding included.
+        sequences: of the batch.
+        dtype: of the keys and values that came in, and of the baseline.
+        baseline: bytes of the same keys and values, of all layers, uncompressed in that dtype.
+        sinks: bytes of the exact first tokens.
+        codes: bytes of the compressed blocks.
+        basis: bytes of what the codecs have learned.
+        tail: bytes of the exact last tokens: the window, and what is not yet a whole block.
+        positions: bytes of the frequencies of the rotation and of the padding.
+    """
+
+    tokens: int
+    sequences: int
+    dtype: torch.dtype | None
+    baseline: int
+    sinks: int
+    codes: int
+    basis: int
+    tail: int
+    positions: int
+
+    @property
+    def held(self) -> int:
+        """Bytes of all tiers."""
+        return sum(self.tiers().values())
+
+    @property
+    def times_smaller(self) -> float:
+        """Bytes of the baseline over bytes held; 1 for an empty cache."""
+        return self.baseline / self.held if self.baseline else 1.0
+
+    @property
+    def removed(self) -> float:
+        """Fraction of the bytes of the baseline that is not held; negative if more are held."""
+        return 1 - self.held / self.baseline if self.baseline else 0.0
+
+    def tiers(self) -> dict[str, int]:
+        """Bytes by tier, from the first tokens to the last."""
+        names = [field.name for field in fields(self)]
+        return {name: getattr(self, name) for name in names[names.index("sinks") :]}
+
+    def __str__(self) -> str:
+        rows = [*self.tiers().items(), ("held", self.held), (f"in {self._dtype()}", self.baseline)]
+        width = max(len(name) for name, _ in rows)
+        digits = max(len(f"{count:,}") for _, count in rows)
+        lines = [f"{name:<{width}}  {count:>{digits},} bytes" for name, count in rows]
+        head = f"{self.sequences} × {self.tokens} tokens"
+        tail = f"{self.times_smaller:.2f}× smaller, {100 * self.removed:.1f} % removed"
+        return "\n".join([head, *lines, tail])
+
+    def _dtype(self) -> str:
+        return str(self.dtype).removeprefix("torch.") if self.dtype else "nothing"

@@ -1,0 +1,18 @@
+"""What the cache needs of the transformers library, which is an extra."""
+
+try:
+    from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+    from transformers.cache_utils import Cache, CacheLayerMixin, get_layer_types_and_kwargs
+except ImportError as error:
+    raise ImportError(
+        f"a cache for generation needs transformers 5.23, which `pip install eigenscope[hf]` brings: {error}"
+    ) from error
+
+__all__ = [
+    "Cache",
+    "CacheLayerMixin",
+    "DynamicCache",
+    "PreTrainedConfig",
+    "PreTrainedModel",
+    "get_layer_types_and_kwargs",
+]

@@ -1,0 +1,68 @@
+import pytest
+import torch
+
+from eigenscope.kv import LowRankInt8, bytes_held, relative_error
+
+
+def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator) * torch.arange(1, shape[-1] + 1) ** -1.0
+
+
+def through(codec: LowRankInt8, X: torch.Tensor) -> torch.Tensor:
+    state = codec.fit(X)
+    return codec.decode(codec.encode(X, state), state)
+
+
+@pytest.mark.parametrize("rank", [1, 8, 31, 32])
+def test_unquantised_it_is_the_truncated_svd(rank):
+    X = tokens(2, 3, 60, 32).double()
+    U, S, Vh = torch.linalg.svd(X, full_matrices=False)
+    best = (U[..., :rank] * S[..., None, :rank]) @ Vh[..., :rank, :]
+    optimum = float((X - best).norm())
+    assert float((X - through(LowRankInt8(rank, quantized=False), X)).norm()) <= 1.02 * optimum + 1e-10
+
+
+def test_codes_are_int8_with_one_scale_a_block_and_the_basis_float16():
+    X = tokens(2, 3, 60, 32) * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
+    codec = LowRankInt8(8)
+    code = codec.encode(X, codec.fit(X))
+    assert (code.C.dtype, code.B.dtype) == (torch.int8, torch.float16)
+    assert code.scale.shape == (2, 3)
+    assert (code.C.abs().amax((-2, -1)) == 127).all()
+    C = X @ code.B.float().mT
+    torch.testing.assert_close(code.scale, C.abs().amax((-2, -1)) / 127)
+    assert ((code.C * code.scale[..., None, None] - C).abs() <= 0.501 * code.scale[..., None, None]).all()
+
+
+def test_scales_that_underflow_do_not_wrap_codes():
+    X = torch.full((1, 2, 1), 698 * 2.0**-149)  # 1/127 of it is five of the least steps of float32, not 5.5
+    decoded = through(LowRankInt8(1), X)
+    torch.testing.assert_close(decoded, X, atol=1e-43, rtol=0)
+
+
+def test_quantising_is_smaller_and_little_worse():
+    X = tokens(2, 100, 32)
+    exact, rounded = LowRankInt8(8, quantized=False), LowRankInt8(8)
+    assert bytes_held(rounded.encode(X, rounded.fit(X))) < 0.35 * bytes_held(exact.encode(X, exact.fit(X)))
+    errors = [float(relative_error(X, through(codec, X), dim=None)) for codec in (exact, rounded)]
+    assert errors[0] < errors[1] < 1.05 * errors[0]
+
+
+def test_a_dimension_of_blocks_has_a_basis_each():
+    blocks = tokens(4, 2, 50, 16)
+    together = through(LowRankInt8(4), blocks)
+    alone = torch.stack([through(LowRankInt8(4), block) for block in blocks])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("quantized", [True, False])
+def test_bad_ranks_are_named(quantized):
+    with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
+        LowRankInt8(0, quantized)
+    X = tokens(1, 20, 16)
+    codec = LowRankInt8(17, quantized)
+    with pytest.raises(ValueError, match=r"rank must be at most min\(T, d\) of a block, 16, got 17"):
+        codec.encode(X, codec.fit(X))
+    with pytest.raises(ValueError, match="10, got 17"):
+        codec.encode(X[:, :10], codec.fit(X))
