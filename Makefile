@@ -27,7 +27,7 @@ format: .venv/ready
 	$(BIN)/ruff check --fix .
 
 bench: .venv/ready
-	for name in taps geometry noise svae batteries peers eigenbasis kv; do echo "== $$name" && $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in taps geometry noise svae batteries peers eigenbasis kv kv_codecs kv_callback kv_generation recall; do echo "== $$name" && $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 spike: .venv/ready
 	$(BIN)/python benchmarks/spike.py

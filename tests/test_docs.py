@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from eigenscope.data import ImageDataset, LabelledImages
 from eigenscope.linalg import gram_svd
@@ -27,6 +28,26 @@ def test_small_eigenvalues_in_tf32():
     assert found.attempted >= 10
     assert found.failed == 0
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_codec_by_itself():
+    names = {"keys": torch.randn(4, 256, 16) * torch.linspace(1, 0.1, 16)}
+    _, by_itself = re.findall(r"```python\n(.*?)```", (DOCS / "kv-cache.md").read_text(), flags=re.DOTALL)
+    exec(by_itself, names)
+    assert names["keys_again"].shape == names["keys"].shape
+    assert names["bits_per_element"](names["keys"].numel(), names["code"], names["state"]) <= 2.01
+
+
+def test_a_cache_for_generation():
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0
+    )
+    ids = torch.randint(1, 32, (1, 600), generator=torch.Generator().manual_seed(0))
+    names = {"model": LlamaForCausalLM(config), "prompt": {"input_ids": ids, "attention_mask": torch.ones_like(ids)}}
+    generated, _ = re.findall(r"```python\n(.*?)```", (DOCS / "kv-cache.md").read_text(), flags=re.DOTALL)
+    exec(generated, names)
+    assert names["tokens"].shape[1] > 600
+    assert names["run"].report().codes > 0
 
 
 def test_a_callback_reaches_a_tensor(tmp_path):
