@@ -25,10 +25,10 @@ from tqdm import tqdm
 import cli
 from eigenscope.data import RecallTask, draw_recall
 from eigenscope.kv import Codec, Exact, KVCodec, LowRankInt8, ScoreAwareCodec, TransformCodec, UniformInt
+from eigenscope.kv.compressed_recall import CompressedRecall, compressed_recall
 from eigenscope.nn import CausalTransformer, llama_weights
 from eigenscope.noise import stream_key
 from eigenscope.study import text_table
-from eigenscope.study.compressed_recall import CompressedRecall, compressed_recall
 from lightning_modules import AssociativeRecallModule
 
 CONFIG = Path(__file__).parents[1] / "configs" / "recall.yaml"

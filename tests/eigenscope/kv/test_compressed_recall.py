@@ -3,8 +3,8 @@ import torch
 
 from eigenscope.data import RecallTask, draw_recall
 from eigenscope.kv import Exact, KVCodec, LowRankInt8, ScoreAwareCodec, TransformCodec, UniformInt, bytes_held
+from eigenscope.kv.compressed_recall import compressed_recall, held_by
 from eigenscope.nn import CausalTransformer, watch
-from eigenscope.study.compressed_recall import compressed_recall, held_by
 
 TASK = RecallTask(context=80, pairs=10, queries=8, keys=16, values=16, fillers=4)
 BLOCKS, HEADS, WIDTH, COUNT = 2, 2, 8, 12
