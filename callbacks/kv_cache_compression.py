@@ -48,9 +48,9 @@ class KVCacheCompression(Callback):
     latest figures are printed, and TensorBoard gets the card ``kv/card`` and the figures ``kv/rate_distortion`` and
     ``kv/layers``. ``exact``, ``int8`` and ``int4`` are always among the codecs.
 
-    A measured validation of 2,000 images takes 13 % longer with the defaults and a DeiT of 4 layers of width 96 on a CPU
-    core (``benchmarks/kv_callback.py``), one in five measured 3 % over all. What it adds does not grow with the number of
-    images, so it weighs more in a small validation, where a larger ``every_n_epochs`` or fewer ``samples`` lessen it.
+    A measured validation of 2,000 images takes 13–17 % longer with the defaults and a DeiT of 4 layers of width 96 on a
+    CPU core (``benchmarks/kv_callback.py``); one in five measured makes 3 % over all. What is added does not grow
+    with the number of images: in a small validation it weighs more, and a larger ``every_n_epochs`` lessens it.
 
     Args:
         codecs: name to a codec for keys and values alike, or to a
