@@ -60,7 +60,7 @@ def _walk(tree: object, path: str) -> Iterator[tuple[str, Tensor]]:
         children = {str(index): child for index, child in enumerate(tree)}
     elif not isinstance(tree, _NO_TENSORS):
         raise TypeError(
-            f"trees must be tensors, dataclasses, mappings, lists, tuples or sets of them, got a {type(tree).__name__}"
+            f"trees must be tensors, dataclasses, mappings, lists, tuples or sets of them, got {type(tree).__name__}"
             f"{f' at {path}' if path else ''}"
         )
     for name, child in children.items():

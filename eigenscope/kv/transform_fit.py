@@ -14,7 +14,8 @@ from eigenscope.linalg.threaded import eigh
 
 _MOST_GROUPS = torch.iinfo(torch.int16).max  # TransformState.owner
 _MOST_TOKENS_FOR_SCALES = 2048  # of each group: a scale is one number
-_SCALES = (0.7, 0.85, 1.0, 1.15, 1.3, 1.5, 1.75, 2.0, 2.4, 2.8, 3.3)  # over the deviation; heavy tails want more
+_TOKENS_PER_LEVEL = 128  # as many for each level of the quantiser: with more levels the rare large ones decide
+_SCALES = (0.85, 1.0, 1.15, 1.35, 1.6, 2.0, 2.6, 3.3)  # over the deviation; heavy tails want more
 
 
 class Budget(NamedTuple):
@@ -183,7 +184,8 @@ def _scales(coefficients: Tensor, weights: Tensor, unit: Tensor, rows: list[int]
     errors = torch.zeros_like(tried, dtype=coefficients.dtype)
     for width, part in by_width(rows):
         scale = tried[:, part, None].to(coefficients.dtype) / unit
-        x = coefficients[part] / scale
+        stride = math.ceil(coefficients.shape[-1] / (_TOKENS_PER_LEVEL * 2**width))
+        x = coefficients[part, ::stride] / scale
         wrong = x - dequantize(quantize(x, width), width, x.dtype)
-        errors[:, part] = ((wrong * scale).square() * weights[part]).mean(-1)
+        errors[:, part] = ((wrong * scale).square() * weights[part, ::stride]).mean(-1)
     return tried.gather(0, errors.argmin(0, keepdim=True))[0]

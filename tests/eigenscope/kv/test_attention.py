@@ -126,3 +126,13 @@ def test_bad_input_is_named():
         compressed_attention(Q, Factors(K[:, :, :2]), Factors(V[:, :, :2]), causal=True)
     with pytest.raises(ValueError, match="blocks, heads, T, d"):
         compressed_attention(Q, Factors(K[0]), Factors(V[0]))
+
+
+def test_autocast_changes_no_attention_on_codes():
+    Q, K, V = (normal(2, heads, 9, 8, seed=heads, dtype=torch.float32) for heads in (4, 2, 1))
+    V = V.expand(2, 2, 9, 8)
+    keys, values = (Factors(X[..., :4], X[:1, :, :4], X[0, :, 0]) for X in (K, V))
+    expected = compressed_attention(Q, keys, values)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(compressed_attention(Q, keys, values), expected)
+        assert (Q @ K[:, :1].mT).dtype == torch.bfloat16

@@ -218,3 +218,40 @@ def test_bits_are_those_of_the_bytes(codec):
     state = fitted_to(codec, X)
     code = codec.encode(X, state)
     assert bits_per_element(X.numel(), code, state) == 8 * bytes_held(code, state) / X.numel()
+
+
+@every_codec
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_autocast_changes_nothing(codec, dtype):
+    X = tokens(1, 2, 64, 16).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        state = fitted_to(codec, X)
+        code = codec.encode(X, state)
+        factors = codec.factors(code, state)
+        decoded = [codec.decode(code, state), factors.multiplied()]
+    plain_state = fitted_to(codec, X)
+    plain_code = codec.encode(X, plain_state)
+    plain_factors = codec.factors(plain_code, plain_state)
+    plain = [codec.decode(plain_code, plain_state), plain_factors.multiplied()]
+    held = held_tensors(state, code, factors, decoded)
+    expected = held_tensors(plain_state, plain_code, plain_factors, plain)
+    assert held.keys() == expected.keys()
+    for name, tensor in held.items():
+        assert tensor.dtype == expected[name].dtype
+        assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "name"),
+    [
+        (TransformCodec, {"error": 0.1, "tokens": 4.5}, "tokens"),
+        (ScoreAwareCodec, {"error": 0.1, "tokens": 4.0}, "tokens"),
+        (LowRankInt8, {"rank": 2.5}, "rank"),
+        (LowRankInt8, {"rank": True}, "rank"),
+        (UniformInt, {"bits": 2.0}, "bits"),
+        (UniformInt, {"stretch": 32.0}, "stretch"),
+    ],
+)
+def test_counts_are_whole_numbers(kind, options, name):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number, got {options[name]}"):
+        kind(**options)

@@ -107,3 +107,12 @@ def test_shapes_that_do_not_fit_are_named():
     for wrong in (Q[..., :3], torch.cat([Q, Q[:, :1]], 1)):
         with pytest.raises(ValueError, match="queries must have a multiple of the heads"):
             attention_change(wrong, (K, V), (K, V))
+
+
+def test_autocast_changes_no_measure():
+    Q, K, V = (normal(2, 3, 7, 8, seed=seed).float() for seed in range(3))
+    change, error = attention_change(Q, (K, V), (1.1 * K, V + 0.1)), relative_error(K, V)
+    with torch.autocast("cpu", torch.bfloat16):
+        for plain, under in zip(change, attention_change(Q, (K, V), (1.1 * K, V + 0.1)), strict=True):
+            assert torch.equal(plain, under)
+        assert torch.equal(relative_error(K, V), error)

@@ -62,3 +62,12 @@ def test_bits_per_element():
     assert bits_per_element(50, torch.zeros(100, dtype=torch.int8)) == 16
     with pytest.raises(ValueError, match="elements must be at least 1"):
         bits_per_element(0, torch.zeros(1))
+
+
+@pytest.mark.parametrize("tree", [object(), [torch.zeros(2), {"net": torch.nn.Linear(2, 2)}], iter([torch.zeros(2)])])
+def test_what_may_hide_tensors_is_refused(tree):
+    with pytest.raises(TypeError, match=r"got (object|Linear at 0\.1\.net|list_iterator)"):
+        bytes_held(tree)
+    with pytest.raises(TypeError, match="trees must be tensors"):
+        held_tensors(tree)
+    assert bytes_held(torch.float16, torch.device("cpu"), torch.Size([3]), 2.5, True) == 0

@@ -6,6 +6,7 @@ import torch
 
 from eigenscope.kv import (
     LowRankInt8,
+    ScoreAwareCodec,
     TransformCodec,
     bits_per_element,
     bytes_held,
@@ -178,3 +179,35 @@ def test_bad_options_and_budgets_are_named():
     assert len(TransformCodec(bits_per_element=1.001 * least).fit(X).owner) == 1
     with pytest.raises(ValueError, match=r"error must be at least 0\.00"):
         TransformCodec(error=0.001).fit(X)
+
+
+def test_many_groups_of_many_directions():
+    X = torch.randn(1, 2, 550, 64, 32, generator=torch.Generator().manual_seed(0))  # 2 × 550 × 32 > 32767
+    codec = TransformCodec(bits_per_element=8, tokens=100000)
+    state = codec.fit(X, groups=2)
+    assert len(state.owner) > 32767
+    assert relative_error(X, codec.decode(codec.encode(X, state), state)).max() < 0.02
+
+
+def test_more_groups_than_a_state_can_number_are_refused():
+    with pytest.raises(ValueError, match=r"at most 32767 groups, got 32768 in groups \(2, 16384\)"):
+        TransformCodec(bits_per_element=2, tokens=100000).fit(torch.ones(2, 16384, 1, 1), groups=2)
+
+
+@pytest.mark.parametrize("kind", [TransformCodec, ScoreAwareCodec])
+def test_rounding_in_calibration_data_of_low_rank_gets_no_bits(kind):
+    generator = torch.Generator().manual_seed(0)
+    few = torch.randn(1, 3, 40, 128, generator=generator)
+    low = torch.randn(1, 3, 400, 20, generator=generator) @ torch.randn(3, 20, 128, generator=generator)
+    codec = kind(bits_per_element=7, tokens=100000)
+    for X, rank in ((few, 39), (low, 20)):
+        state = codec.fit(X, queries=torch.randn(1, 3, 200, 128, generator=generator))
+        assert torch.bincount(state.owner.long()).tolist() == [rank] * 3
+        assert float(relative_error(X, codec.decode(codec.encode(X, state), state), dim=None)) < 0.012
+
+
+def test_small_variances_beside_a_large_one_are_kept():
+    X = torch.randn(1, 1, 4096, 128, generator=torch.Generator().manual_seed(0))
+    X[..., 0] *= 500  # 4e-6 of its variance each
+    state = TransformCodec(bits_per_element=8, tokens=100000).fit(X)
+    assert len(state.owner) == 128
