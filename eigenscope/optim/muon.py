@@ -1,16 +1,14 @@
 """Muon at a stated matmul precision, with a momentum that schedules cycle as they do Adam's."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from eigenscope.optim.checks import MatmulPrecision, check_matrices, check_precision
 from eigenscope.optim.installed import missing_from_library
-from eigenscope.optim.saved_state import keep_saved_dtypes
+from eigenscope.optim.matmul_precision import MatmulPrecision, check_precision
+from eigenscope.optim.matrix_optimizer import MatrixOptimizer
 
 try:
     from emerging_optimizers.orthogonalized_optimizers.muon_utils import newton_schulz
@@ -19,7 +17,7 @@ except ImportError as error:
     raise missing_from_library("no emerging_optimizers.orthogonalized_optimizers.muon_utils.newton_schulz") from error
 
 
-class Muon(Optimizer):
+class Muon(MatrixOptimizer):
     """Momentum, orthogonalised by Newton–Schulz iteration (Jordan 2024), with decoupled weight decay.
 
     M ← β M + (1−β) G; the update of an m×n weight is the nearest semi-orthogonal matrix to M, or to (1−β) G + β M with
@@ -74,39 +72,11 @@ class Muon(Optimizer):
         }
         super().__init__(params, defaults)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group.
-
-        Raises:
-            ValueError: it has a parameter that is not 2-D.
-        """
-        super().add_param_group(param_group)
-        check_matrices(type(self).__name__, self.param_groups[-1])
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Takes a step; parameters without a gradient are left alone.
-
-        Args:
-            closure: evaluated once, before the step, with gradients enabled.
-
-        Returns:
-            What the closure returned.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _update_parameters(self) -> None:
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self._update(parameter, group)
-        return loss
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state, in the dtypes it was saved in."""
-        super().load_state_dict(state_dict)
-        keep_saved_dtypes(self, state_dict)
 
     def _update(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
         (beta,) = group["betas"]

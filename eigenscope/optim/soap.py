@@ -1,7 +1,7 @@
 """SOAP and REKLS: Adam in the eigenbases of Shampoo's factors, at a stated matmul precision."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, get_args
 
@@ -9,9 +9,9 @@ import torch
 from torch.optim.optimizer import ParamsT
 
 from eigenscope.linalg.tf32 import emulate_tf32 as emulating_tf32
-from eigenscope.optim.checks import MatmulPrecision, check_matrices, check_precision
 from eigenscope.optim.installed import check_arguments, missing_from_library
-from eigenscope.optim.saved_state import keep_saved_dtypes
+from eigenscope.optim.matmul_precision import MatmulPrecision, check_precision
+from eigenscope.optim.matrix_optimizer import MatrixOptimizer
 
 try:
     from emerging_optimizers.soap import SOAP as _LibrarySOAP
@@ -26,7 +26,7 @@ WeightDecayMethod = Literal["decoupled", "independent", "l2", "palm"]
 _library_step = _LibrarySOAP.step  # now: torch adds step hooks to it once somebody makes one, and ours has its own
 
 
-class SOAP(_LibrarySOAP):  # type: ignore[misc]  # emerging-optimizers ships no types
+class SOAP(MatrixOptimizer, _LibrarySOAP):  # type: ignore[misc]  # emerging-optimizers ships no types
     """SOAP over emerging-optimizers, with both matmul precisions explicit and ``"highest"`` unless asked otherwise.
 
     For an m×n gradient G it keeps L ← β L + (1−β) G Gᵀ and R ← β R + (1−β) Gᵀ G, their eigenbases Q_L and Q_R by one
@@ -109,7 +109,8 @@ class SOAP(_LibrarySOAP):  # type: ignore[misc]  # emerging-optimizers ships no 
         }.items():
             check_precision(name, precision)
         self.emulate_tf32 = emulate_tf32
-        super().__init__(
+        _LibrarySOAP.__init__(
+            self,
             params,
             lr,
             betas,
@@ -127,36 +128,9 @@ class SOAP(_LibrarySOAP):  # type: ignore[misc]  # emerging-optimizers ships no 
             use_kl_shampoo=use_kl_shampoo,
         )
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group.
-
-        Raises:
-            ValueError: it has a parameter that is not 2-D.
-        """
-        super().add_param_group(param_group)
-        check_matrices(type(self).__name__, self.param_groups[-1])
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Takes a step with the gradients there are, parameters without one are left alone.
-
-        Args:
-            closure: evaluated once, before the step, with gradients enabled.
-
-        Returns:
-            What the closure returned.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _update_parameters(self) -> None:
         with self._arithmetic():
             _library_step(self)
-        return loss
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state, in the dtypes it was saved in."""
-        super().load_state_dict(state_dict)
-        keep_saved_dtypes(self, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
         # torch's own leaves out the settings that are not options of a group
