@@ -8,7 +8,7 @@ import torch
 
 from eigenscope.figures import layer_heat_maps, rate_distortion_figure
 from eigenscope.kv.tally import BOUND_BITS, Tally
-from eigenscope.study.table import text_table
+from eigenscope.text import text_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

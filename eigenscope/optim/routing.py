@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from eigenscope.study.table import text_table
+from eigenscope.text import text_table
 
 MATRIX = "matrix"
 """The reason for which a parameter goes to the optimizer of matrices."""

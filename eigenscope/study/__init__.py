@@ -4,7 +4,7 @@ from eigenscope.study.battery_table import battery_table
 from eigenscope.study.comparison import ArmSummary, Difference, Spread, compare_arms, comparison_table
 from eigenscope.study.result import EpochResult, RunResult, Score, StoppedRun, scored
 from eigenscope.study.scoreboard import add_to_scoreboard, read_scoreboard, scoreboard_table
-from eigenscope.study.table import duration, text_table
+from eigenscope.text import duration, text_table
 
 __all__ = [
     "ArmSummary",

@@ -21,7 +21,7 @@ from eigenscope.files import replace_atomically
 from eigenscope.study.comparison import ArmSummary, compare_arms, comparison_table
 from eigenscope.study.result import RunResult, StoppedRun
 from eigenscope.study.scoreboard import read_scoreboard, scoreboard_table
-from eigenscope.study.table import duration, text_table
+from eigenscope.text import duration, text_table
 
 Config = dict[str, Any]
 Outcome = RunResult | StoppedRun

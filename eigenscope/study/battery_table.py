@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from eigenscope.study.table import text_table
+from eigenscope.text import text_table
 
 
 def battery_table(errors: Tensor, names: Sequence[str], mixtures: Sequence[Sequence[str]]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from scipy.stats import t as student_t
 
 from eigenscope.study.result import RunResult, Score
-from eigenscope.study.table import text_table
+from eigenscope.text import text_table
 
 CONFIDENCE = 0.95
 

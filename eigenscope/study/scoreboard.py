@@ -7,7 +7,7 @@ from filelock import FileLock
 
 from eigenscope.files import replace_atomically
 from eigenscope.study.result import RunResult, Score
-from eigenscope.study.table import text_table
+from eigenscope.text import text_table
 
 COLUMNS = (
     "name",

@@ -3,7 +3,7 @@ import multiprocessing
 import pytest
 
 from eigenscope.study import EpochResult, RunResult, Score, add_to_scoreboard, read_scoreboard, scoreboard_table
-from eigenscope.study.table import duration
+from eigenscope.text import duration
 
 
 def result(name, value, seed=0, log_dir="", score=Score(), **options):  # noqa: B008
