@@ -14,7 +14,7 @@ demo: .venv/ready
 	@echo "  $(BIN)/python cli.py fit --config configs/deit_svd.yaml   # the real thing: downloads CIFAR-100, wants a GPU"
 
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup
 
 check: .venv/ready
 	$(BIN)/ruff format --check .
@@ -27,7 +27,7 @@ format: .venv/ready
 	$(BIN)/ruff check --fix .
 
 bench: .venv/ready
-	for name in taps geometry noise svae batteries peers eigenbasis kv kv_codecs kv_callback kv_generation recall; do echo "== $$name" && $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in taps geometry noise svae batteries peers eigenbasis kv kv_codecs kv_callback kv_generation recall startup streaming overhead; do echo "== $$name" && $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 spike: .venv/ready
 	$(BIN)/python benchmarks/spike.py

@@ -2,15 +2,20 @@
 
 import logging
 import sys
+import time
 import traceback
 import warnings
+from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # its stub leaves it out
 
 import callbacks  # importing a package makes its classes known by their short names
@@ -18,6 +23,21 @@ import datamodules  # noqa: F401
 import eigenscope.nn
 import eigenscope.optim  # noqa: F401
 import lightning_modules  # noqa: F401
+from callbacks.continued_board import ContinuedBoard
+from eigenscope.checkpoints import read_checkpoint
+from eigenscope.command.faults import check_writable, explain, leave_to_main_thread
+from eigenscope.command.lost_ranks import end_with_launcher, explain_lost_rank
+from eigenscope.command.parser import ExplainingParser, UsageError
+from eigenscope.command.resume import (
+    CONFIGURATION,
+    SAVED_AT,
+    check_network,
+    check_resume,
+    continued_version,
+    find_checkpoint,
+)
+from eigenscope.command.warm_start import misshaped, read_weights, warm_start
+from eigenscope.optim.installed import EMERGING_OPTIMIZERS
 from eigenscope.precision import has_bf16
 from eigenscope.study.arms import compare_main
 
@@ -26,13 +46,48 @@ class ConfigurationError(ValueError):
     """A class refused a value of the configuration."""
 
 
+class Parser(ExplainingParser, LightningArgumentParser):
+    """Lightning's parser, with one sentence for an error."""
+
+    packages = ("lightning_modules", "datamodules", "callbacks", "eigenscope.nn", "eigenscope.optim")
+    more_subcommands = ("compare",)
+
+
+_LINKED = ("num_classes", "image_size")  # what the data tells the network
+
+
 class SaveConfig(SaveConfigCallback):
-    """Saves the configuration beside the logs, and nowhere if there are none."""
+    """Saves the configuration in every checkpoint and beside the logs; there a run that goes on has it already.
+
+    The run's card gets it too, with the precision that was asked for if that was replaced.
+    """
+
+    def __init__(self, *args: Any, continues: bool = False, asked_precision: str | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.continues = continues
+        self.asked_precision = asked_precision
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Saves it, unless Lightning would put it into the working directory for want of a logger."""
+        if self.continues and trainer.log_dir is not None:  # on every rank: Lightning broadcasts it
+            there = (Path(trainer.log_dir) / self.config_filename).exists()
+            self.already_saved = trainer.strategy.broadcast(there)
         if trainer.loggers:
             super().setup(trainer, pl_module, stage)
+        for card in trainer.callbacks if trainer.is_global_zero and stage == "fit" else []:  # type: ignore[attr-defined]
+            if isinstance(card, callbacks.RunCard):
+                options = self._plain["trainer"]
+                options = options | {"precision": self.asked_precision or options["precision"]}
+                card.configuration = self._plain | {"trainer": options}
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds the configuration, for a resumed run to be compared with, and the time."""
+        checkpoint[CONFIGURATION] = self._plain
+        checkpoint[SAVED_AT] = time.time()
+
+    @cached_property
+    def _plain(self) -> Any:
+        return yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
 
 
 class EigenscopeCLI(LightningCLI):
@@ -47,7 +102,15 @@ class EigenscopeCLI(LightningCLI):
             auto_configure_optimizers=False,
             save_config_callback=SaveConfig,
             seed_everything_default=0,
-            trainer_defaults={"callbacks": [callbacks.ParameterRouting()]},
+            parser_class=Parser,
+            trainer_defaults={
+                "callbacks": [
+                    callbacks.ParameterRouting(),
+                    callbacks.RunCard(),
+                    callbacks.TensorBoardLayout(),
+                    callbacks.RandomState(),
+                ]
+            },
             parser_kwargs={
                 "description": "Train and examine models while watching their spectra.",
                 "epilog": "There is one more subcommand, compare: several configurations, several seeds, one table; "
@@ -63,21 +126,114 @@ class EigenscopeCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links what the data knows to the network, ``net``, and guards every training against non-finite numbers."""
         parser.add_lightning_class_args(callbacks.FiniteGuard, "finite_guard")
-        for name in ("num_classes", "image_size"):
+        parser.add_argument(
+            "--warm_start",
+            type=str | None,
+            help="fit: a checkpoint or .safetensors file to begin with the weights of. Optimizer, epochs and random "
+            "streams begin anew; to go on with a run there is --ckpt_path.",
+        )
+        parser.add_argument(
+            "--warm_start_map",
+            type=dict[str, str | None] | None,
+            help="fit: where parts of the warm start belong, by the first parts of their names, such as "
+            "'{old.part: new.part, net.head: null}'; null leaves a part as initialised.",
+        )
+        for name in _LINKED:
             parser.link_arguments(f"data.{name}", f"model.init_args.net.init_args.{name}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses; ``main(args)`` is meant to be called from Python, so Lightning's warning against it is left out."""
         self.config = parser.parse_args(cast(list[str] | None, args))
 
+    def _parse_ckpt_path(self) -> None:
+        """Leaves the configuration as it was given: Lightning's would let a checkpoint's hyperparameters win."""
+
     def before_instantiate_classes(self) -> None:
-        """Replaces bf16 by fp32 where the device would only emulate it, and says so."""
+        """Replaces bf16 by fp32 where the device would only emulate it, and says so; looks at the checkpoint.
+
+        Raises:
+            ConfigurationError: the checkpoint cannot be read, or the configuration contradicts it.
+        """
+        self._avoid_emulated_bf16()
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        config = self.config[self.subcommand]
+        try:
+            if config.ckpt_path is not None:
+                self._check_checkpoint(find_checkpoint(config.ckpt_path))
+            elif config.warm_start is not None and self.subcommand != "fit":
+                raise ValueError(f"warm_start is for fit; to {self.subcommand} trained weights give --ckpt_path")
+            elif config.warm_start_map is not None and config.warm_start is None:
+                raise ValueError("warm_start_map says where the parts of warm_start belong, of which there is none")
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
+
+    def _check_checkpoint(self, path: Path) -> None:
+        """Refuses a checkpoint that does not go with the configuration; a run that goes on does so in its folder."""
+        config = self.config[self.subcommand]
+        config.ckpt_path = str(path)
+        if config.weights_only is False:
+            raise ValueError("weights_only must be null or true, got False: reading a checkpoint executes no code")
+        checkpoint = read_checkpoint(path)
+        now = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False))
+        if self.subcommand == "fit":
+            sections = {"trainer": Trainer, "finite_guard": callbacks.FiniteGuard}
+            note = check_resume(checkpoint, path, now, sections, _LINKED)
+            version = continued_version(path, now["trainer"]["logger"])
+            if version is not None:
+                logger = config.trainer.logger
+                logger = logger[0] if isinstance(logger, list) else logger
+                step = checkpoint["global_step"]
+                logger.init_args.version, logger.init_args.purge_step = version, step
+                self.trainer_defaults["callbacks"].append(ContinuedBoard(step, checkpoint.get(SAVED_AT)))
+                self.save_config_kwargs["continues"] = True
+                warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+        else:
+            note = check_network(checkpoint, path, now, _LINKED)
+            warnings.filterwarnings("ignore", "The dirpath has changed")  # where nothing is saved
+        weights = checkpoint["state_dict"].items()
+        self._shapes = {name: tuple(weight.shape) for name, weight in weights if isinstance(weight, torch.Tensor)}
+        if note is not None:
+            rank_zero_only(print)(note, flush=True)
+
+    def after_instantiate_classes(self) -> None:
+        """Refuses a subcommand the model has no step for; weights of other shapes than the checkpoint's."""
+        step = {"validate": "validation_step", "test": "test_step"}.get(self.subcommand or "")
+        if step is not None and not is_overridden(step, self.model):
+            model = type(self.model).__name__
+            raise ConfigurationError(f"there is nothing to {self.subcommand}: {model} has no {step}")
+        if found := misshaped(self.model, self._shapes):
+            path = self.config[self.subcommand].ckpt_path
+            raise ConfigurationError("\n  ".join([f"the weights of checkpoint {path} do not fit the model:", *found]))
+
+    def before_fit(self) -> None:
+        """Looks whether logs and checkpoints can be written; takes the weights of a warm start."""
+        if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
+            check_writable(self._folders())
+        config = self.config.fit
+        if config.warm_start is None or config.ckpt_path is not None:
+            return
+        try:
+            started = warm_start(self.model, read_weights(Path(config.warm_start)), config.warm_start_map)
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
+        rank_zero_only(print)(f"Warm start from {config.warm_start}: {started}.", flush=True)
+
+    def _folders(self) -> list[Path]:
+        """Where logs and checkpoints go."""
+        given = [getattr(callback, "dirpath", None) for callback in self.trainer.checkpoint_callbacks]
+        logs = [getattr(logger, "log_dir", None) for logger in self.trainer.loggers]
+        if not self.trainer.loggers and None in given:
+            logs = [self.trainer.default_root_dir]
+        return [Path(folder) for folder in [*logs, *given] if folder is not None]
+
+    def _avoid_emulated_bf16(self) -> None:
         trainer = self.config[self.subcommand].trainer
         automatic = "cuda" if torch.cuda.is_available() else "cpu"
         device = {"auto": automatic, "gpu": "cuda", "cuda": "cuda", "cpu": "cpu"}.get(trainer.accelerator)
         if trainer.precision == "bf16-mixed" and device is not None and not has_bf16(device):
             rank_zero_only(print)(f"bf16-mixed was asked for, but this {device} only emulates it: using 32-true.")
             trainer.precision = "32-true"
+            self.save_config_kwargs["asked_precision"] = "bf16-mixed"
 
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer.
@@ -87,11 +243,26 @@ class EigenscopeCLI(LightningCLI):
         """
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (ValueError, MisconfigurationException) as error:
             reason: BaseException = error
             while _is_from_jsonargparse(reason) and reason.__cause__ is not None:
                 reason = reason.__cause__
             raise ConfigurationError(str(reason)) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Builds the trainer, whose checkpoints are whole and load without executing code."""
+        plugins = self._get(self.config_init, "trainer.plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        given = self._get(self.config_init, "trainer.callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        callbacks.check_distinct(given)
+        kinds = {type(callback) for callback in given}
+        defaults = [callback for callback in self.trainer_defaults["callbacks"] if type(callback) not in kinds]
+        self.trainer_defaults["callbacks"] = defaults  # one that the configuration names takes the default's place
+        try:
+            return super().instantiate_trainer(plugins=[*plugins, callbacks.CheckpointFiles()], **kwargs)
+        except TypeError as error:  # so Lightning calls, among others, a number of devices that is none
+            raise ConfigurationError(f"trainer: {error}") from error
 
     def after_fit(self) -> None:
         """Reads the test set, once, at the epoch that a held-out part of the training set has chosen."""
@@ -111,7 +282,7 @@ def _is_from_setup(error: BaseException) -> bool:
     """Whether it was raised before the first step, while all parts of the run were looked over."""
     names = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
     before = {"_call_setup_hook", "restore_datamodule", "setup_optimizers", "setup_data", "_run_sanity_check"}
-    before |= {"on_fit_start", "on_train_start"}
+    before |= {"before_fit", "prepare_data", "on_fit_start", "on_train_start"}
     return bool(names & before)
 
 
@@ -130,7 +301,11 @@ class _ParseOnly(EigenscopeCLI):
 
 
 def resolve(args: list[str]) -> dict[str, Any]:
-    """The full configuration that ``fit`` would run with these arguments, as plain values."""
+    """The full configuration that ``fit`` would run with these arguments, as plain values.
+
+    Raises:
+        UsageError: they cannot be understood.
+    """
     try:
         _ParseOnly(["fit", *args])
     except _Parsed as parsed:
@@ -157,26 +332,44 @@ def main(args: list[str] | None = None) -> Any:
 
     Returns:
         The LightningCLI object with ``trainer``, ``model`` and ``datamodule``; of ``compare``, the summaries.
+
+    Raises:
+        SystemExit: with code 2, after a sentence on stderr, if what was asked for cannot be understood.
     """
     _quieten_lightning()
     args = sys.argv[1:] if args is None else args
-    if args[:1] == ["compare"]:
-        return compare_main(args[1:], resolve)
-    return EigenscopeCLI(args)
+    try:
+        return compare_main(args[1:], resolve) if args[:1] == ["compare"] else EigenscopeCLI(args)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def script() -> None:
     """The command as installed: what a person can mend is one sentence instead of a traceback."""
+    end_with_launcher()
+    leave_to_main_thread()
     try:
         main()
     except (ConfigurationError, callbacks.NonFiniteError) as error:
         sys.exit(f"error: {error}")
-    except LinAlgError as error:
-        sys.exit(f"error: {' '.join([str(error), *getattr(error, '__notes__', [])])}")  # the guard's note says where
-    except ValueError as error:
-        if not _is_from_setup(error):
+    except callbacks.TrainingInterrupted as error:
+        print(error, file=sys.stderr)
+        sys.exit(128 + error.signal)  # as a shell has it of a process that a signal ended
+    except MisconfigurationException as error:  # Lightning's word, such as of a score that nobody logs
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    except ImportError as error:
+        if error.name != EMERGING_OPTIMIZERS:
             raise
         sys.exit(f"error: {error}")
+    except LinAlgError as error:
+        sys.exit(f"error: {' '.join([str(error), *getattr(error, '__notes__', [])])}")  # the guard's note says where
+    except Exception as error:
+        is_from_setup = isinstance(error, ValueError) and _is_from_setup(error)
+        sentence = str(error) if is_from_setup else explain_lost_rank(error) or explain(error)
+        if sentence is None:
+            raise
+        sys.exit(f"error: {sentence}")
 
 
 if __name__ == "__main__":

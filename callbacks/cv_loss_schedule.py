@@ -1,5 +1,6 @@
 """The policy of the Cayley–Menger CV during training."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -8,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from eigenscope.charts import Chart, present
 from eigenscope.geometry import SectorPolicy, cv_loss, has_cv, proximity, volume_cv
 from eigenscope.noise import stream_key
 from eigenscope.protocols import Discipline, Disciplined, Sectors
@@ -31,11 +33,11 @@ class CVLossSchedule(Callback):
     For each sector it adds weight·(CV − target)² to the training loss, with gradient, the weight following phases
     (see :class:`~eigenscope.geometry.SectorPolicy`); the CV is that of random simplices of random matrices of the
     batch, drawn anew in every step from (seed, epoch, batch, rank). Every ``measure_every`` batches it logs, for M:
-    ``cv_M/measured`` ± ``cv_M/standard_error`` (of more simplices, over all ranks), their moving average
-    ``cv_M/ema``, ``cv_M/target``, ``cv_M/weight``, ``cv_M/proximity``, and the norms of the gradients of the
-    CV term and of the rest of the loss with respect to the sector's points, ``cv_M/gradient_norm`` and
-    ``cv_M/reconstruction_gradient_norm``; and ``cv_M/degenerate``, the share of measured matrices that have no CV
-    because all their points coincide, which the other figures leave out.
+    ``cv_M/measured`` ± ``cv_M/standard_error`` (of more simplices, over all ranks) and the band of two of these,
+    ``cv_M/lower`` to ``cv_M/upper``, their moving average ``cv_M/ema``, ``cv_M/target``, ``cv_M/weight``,
+    ``cv_M/proximity``, and the norms of the gradients of the CV term and of the rest of the loss with respect to the
+    sector's points, ``cv_M/gradient_norm`` and ``cv_M/reconstruction_gradient_norm``; and ``cv_M/degenerate``, the
+    share of measured matrices that have no CV because all their points coincide, which the other figures leave out.
 
     A sector that carries no gradient, such as that of a frozen encoder, is measured and gets no term. State is saved
     and resumes exactly at epoch boundaries.
@@ -87,6 +89,7 @@ class CVLossSchedule(Callback):
         self._seed: int | None = None
         self._sectors: dict[str, _Sector] = {}
         self._restored: dict[str, dict[str, float | None]] = {}
+        self._logged: set[str] = set()
         self._place = (0, 0)  # epoch and batch
         self._discipline: Discipline | None = None
 
@@ -143,6 +146,7 @@ class CVLossSchedule(Callback):
                 figures = {f"cv_{name}/{figure}": value for figure, value in sector.figures.items()}
                 for logger in trainer.loggers:
                     logger.log_metrics(figures, step=trainer.global_step)
+                self._logged |= figures.keys()
                 sector.figures = {}
             if trainer.is_last_batch and sector.ema is not None:
                 pl_module.log(f"cv_{name}/ema", sector.ema, on_step=False, on_epoch=True)
@@ -151,6 +155,28 @@ class CVLossSchedule(Callback):
     def targets(self) -> dict[str, float]:
         """The CV that each sector is held to, once training has been set up."""
         return {name: sector.target for name, sector in self._sectors.items()}
+
+    def charts(self, logged: Collection[str]) -> list[Chart]:
+        """The CV of each sector and what is done about it."""
+        wanted = []
+        for name in self.policies:
+            tag, section = f"cv_{name}", f"Sector {name}"
+            wanted += [
+                Chart(
+                    section,
+                    "CV in training ± 2 standard errors",
+                    (f"{tag}/measured",),
+                    band=(f"{tag}/lower", f"{tag}/upper"),
+                ),
+                Chart(section, "CV in training and its target", (f"{tag}/ema", f"{tag}/target")),
+                Chart(
+                    section,
+                    "gradient norms of the CV term and of the rest",
+                    (f"{tag}/gradient_norm", f"{tag}/reconstruction_gradient_norm"),
+                ),
+                Chart(section, "weight of the CV term", (f"{tag}/weight",)),
+            ]
+        return present(wanted, self._logged)
 
     @property
     def state_key(self) -> str:
@@ -203,9 +229,12 @@ class CVLossSchedule(Callback):
             return
         sector.cv = cvs / count
         sector.ema = sector.cv if sector.ema is None else self.ema_decay * sector.ema + (1 - self.ema_decay) * sector.cv
+        error = variances**0.5 / count
         sector.figures |= {
             "measured": sector.cv,
-            "standard_error": variances**0.5 / count,
+            "standard_error": error,
+            "lower": sector.cv - 2 * error,
+            "upper": sector.cv + 2 * error,
             "ema": sector.ema,
             "proximity": proximity(sector.cv, sector.target),
         }

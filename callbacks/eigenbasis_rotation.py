@@ -1,6 +1,6 @@
 """What the eigenbases of a preconditioned optimizer do while a model trains."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from callbacks.boards import boards
 from callbacks.printing import print_beside_bar
 from callbacks.rotation_log import RotationLog
+from eigenscope.charts import Chart, present
 from eigenscope.optim.attached_shadows import AttachedShadows
 from eigenscope.optim.factors import kronecker_factors
 from eigenscope.optim.frames import POST_SPIKE, PRE_SPIKE, FrameKeeper
@@ -122,6 +123,7 @@ class EigenbasisRotation(Callback):
         self._norm = torch.nan
         self._spikes = False  # the step of this batch does
         self._drawn: int | None = None
+        self._logged: set[str] = set()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Chooses the parameters."""
@@ -213,6 +215,7 @@ class EigenbasisRotation(Callback):
         if metrics:
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=self._step)
+            self._logged |= metrics.keys()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws."""
@@ -229,6 +232,11 @@ class EigenbasisRotation(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves the optimizer."""
         self._shadows.detach()
+
+    def charts(self, logged: Collection[str]) -> list[Chart]:
+        """Angles and sizes of the watched parameters, beside the norm of their gradient."""
+        norm = Chart("Eigenbases", "gradient norm of the watched parameters", ("rotation/grad_norm",))
+        return present([norm, *self._log.charts()], self._logged)
 
     @property
     def state_key(self) -> str:

@@ -21,6 +21,7 @@ class EpochRecorder(Callback, ABC):
         self.score = score
         self.epochs: list[EpochResult] = []
         self._started = 0.0
+        self._elapsed = 0.0  # of the epoch under way, in the run that this one goes on from
         self._validated = False
         self._restarts = False
 
@@ -30,12 +31,11 @@ class EpochRecorder(Callback, ABC):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock of a run that is resumed within an epoch, whose start it does not see."""
-        self._started = time.perf_counter()
+        self._started = time.perf_counter() - self._elapsed
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
         self._started = time.perf_counter()
-        self._validated = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes that the epoch's validation figures are new."""
@@ -50,7 +50,7 @@ class EpochRecorder(Callback, ABC):
         }
         seconds = time.perf_counter() - self._started
         self.epochs.append(EpochResult(trainer.current_epoch + 1, metrics, seconds, self._restarts))
-        self._restarts = False
+        self._restarts = self._validated = False
         self.epoch_recorded(trainer, pl_module)
 
     def restart_best(self) -> None:
@@ -58,9 +58,15 @@ class EpochRecorder(Callback, ABC):
         self._restarts = True
 
     def state_dict(self) -> dict[str, Any]:
-        """The epochs so far, as plain values."""
-        return {"epochs": [asdict(row) for row in self.epochs]}
+        """The epochs so far and what there is of the one under way, as plain values."""
+        return {
+            "epochs": [asdict(row) for row in self.epochs],
+            "elapsed": time.perf_counter() - self._started,
+            "validated": self._validated,
+            "restarts": self._restarts,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes the epochs of the run that goes on."""
         self.epochs = [EpochResult(**row) for row in state_dict["epochs"]]
+        self._elapsed, self._validated, self._restarts = (state_dict[n] for n in ("elapsed", "validated", "restarts"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from callbacks.boards import boards
-from callbacks.kv_report import card, figures, printed
+from callbacks.kv_report import card, charts, figures, printed
 from callbacks.printing import print_beside_bar
+from eigenscope.charts import Chart, present
 from eigenscope.kv import Codec, KVCodec
 from eigenscope.kv.attention_layers import AttentionLayer, attention_layers
 from eigenscope.kv.capture import Captured, capture, replaced, undisturbed
@@ -102,6 +103,7 @@ class KVCacheCompression(Callback):
         self._previous = (0, 0)  # epoch and step of the validation before, or at which the fit began
         self._validations = 0
         self._dtype: torch.dtype | None = None
+        self._logged: set[str] = set()
         self._accepted = False  # whether all codecs have taken this network's keys and values
         self._said: set[str] = set()
 
@@ -171,6 +173,7 @@ class KVCacheCompression(Callback):
                 metrics |= {tag: v for tag, v in zip(tags, row, strict=True) if v == v}  # NaN: it was not measured
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
+        self._logged |= metrics.keys()
 
     on_test_epoch_end = on_validation_epoch_end
 
@@ -192,6 +195,10 @@ class KVCacheCompression(Callback):
             self._validations += 1
 
     on_test_end = on_validation_end
+
+    def charts(self, logged: Collection[str]) -> list[Chart]:
+        """Bits and errors of each codec over all layers."""
+        return present(charts(self._names), self._logged)
 
     def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._latest is None or not trainer.is_global_zero:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
+from eigenscope.charts import Chart
 from eigenscope.figures import layer_heat_maps, rate_distortion_figure
 from eigenscope.kv.tally import BOUND_BITS, Tally
 from eigenscope.text import text_table
@@ -28,6 +30,25 @@ _COLUMNS = {  # measure to its heading and format
     "accuracy_difference": ("accuracy", "+.1%"),
     "logit_kl": ("logit KL", ".2g"),
 }
+
+
+_CHARTS = {
+    "bits_keys": "bits of keys (an element)",
+    "error_keys": "relative error of keys",
+    "bits_values": "bits of values (an element)",
+    "error_values": "relative error of values",
+    "ratio": "bytes before over bytes held",
+    "top1_agreement": "predictions that stay",
+    "accuracy_difference": "accuracy, decoded minus exact",
+}
+
+
+def charts(codecs: Sequence[str]) -> list[Chart]:
+    """The measures over all layers, a curve for each codec, some of which may not have been measured."""
+    return [
+        Chart("Keys and values: rate and distortion", title, tuple(f"kv/{codec}/{name}" for codec in codecs))
+        for name, title in _CHARTS.items()
+    ]
 
 
 def printed(tally: Tally, dtype: torch.dtype | None) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from callbacks.step_table import StepTable
+from eigenscope.charts import Chart
 from eigenscope.figures import angle_figure, eigenvalue_figure, overlap_figure
 from eigenscope.optim.frames import PRE_SPIKE
 from eigenscope.optim.rotation import Verdict, verdict
@@ -125,6 +126,20 @@ class RotationLog:
             for side, pair in figures.items()
             for name, value in zip(("shadow_divergence", "shadow_topk_deg"), pair, strict=True)
         }
+
+    def charts(self) -> list[Chart]:
+        """For each parameter the angles to each frame, on both sides, and sizes; some may not have been measured."""
+        wanted = []
+        frames = dict.fromkeys(frame for _, frame in self._angles)
+        for name, sides in _by_parameter(self._spectra).items():
+            curves = {
+                f"angle of the top {self.k} to {frame} (degrees)": [f"{_tag(side, frame)}/topk_deg" for side in sides]
+                for frame in frames
+            }
+            curves["largest eigenvalue over the second"] = [f"{_tag(side)}/gap" for side in sides]
+            curves["relative divergence of the shadow"] = [f"{_tag(side)}/shadow_divergence" for side in sides]
+            wanted += [Chart("Eigenbases", f"{name}: {title}", tuple(tags)) for title, tags in curves.items()]
+        return wanted
 
     def figures(self) -> dict[str, Figure]:
         """All that there is to draw, by tag."""

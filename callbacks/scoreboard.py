@@ -7,13 +7,23 @@ from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
 
+from callbacks.asked_and_live import optimizer_names
 from callbacks.epoch_recorder import EpochRecorder
 from callbacks.printing import print_beside_bar
-from eigenscope.study import RunResult, Score, add_to_scoreboard, read_scoreboard, scoreboard_table, scored
+from callbacks.run_folder import run_folder
+from eigenscope.study import (
+    RunResult,
+    Score,
+    add_to_scoreboard,
+    read_scoreboard,
+    scoreboard_table,
+    scored,
+    update_record,
+)
 
 
 class Scoreboard(EpochRecorder):
-    """After each fit leaves ``result.json`` in the run's log folder, adds a row to the board and prints the board.
+    """After each fit adds its result to ``run.json`` in the log folder and a row to the board, and prints the board.
 
     If the same trainer reads the test set afterwards, its figures join the result and the row. A run without logs
     has a row alone; a ``fast_dev_run``, or a run in which the score was never logged, leaves nothing.
@@ -23,6 +33,9 @@ class Scoreboard(EpochRecorder):
         score: the logged figure that runs are judged by.
         name: of the experiment; None takes the logger's.
         show: print the board after the fit.
+
+    Raises:
+        ValueError: when a fit begins, if the file is there and is not a scoreboard.
     """
 
     def __init__(
@@ -38,26 +51,30 @@ class Scoreboard(EpochRecorder):
         self.show = show
         self._result: RunResult | None = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Looks at the board, on which there must be room for the run at its end."""
+        if stage == "fit":
+            read_scoreboard(self.path)
+
     def epoch_recorded(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing to do before the end."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the result."""
-        log_dir = trainer.log_dir  # on every rank: Lightning broadcasts it
         fast = bool(getattr(trainer, "fast_dev_run", False))
         if not trainer.is_global_zero or fast or not scored(self.epochs, self.score):
             return
-        has_logs = trainer.logger is not None and log_dir is not None
         seed = os.environ.get("PL_GLOBAL_SEED")
         self._result = RunResult(
             name=self.name or str(trainer.logger.name if trainer.logger is not None else type(pl_module).__name__),
             seed=None if seed is None else int(seed),
             parameters=sum(parameter.numel() for parameter in pl_module.parameters()),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
-            log_dir=str(log_dir) if has_logs else "",
+            log_dir=str(run_folder(trainer) or ""),
             epochs=tuple(self.epochs),
             score=self.score,
             precision=str(trainer.precision),
+            optimizer=optimizer_names(trainer.optimizers),
             protocol=getattr(getattr(trainer, "datamodule", None), "protocol", ""),
         )
         self._write(self._result)
@@ -73,5 +90,5 @@ class Scoreboard(EpochRecorder):
 
     def _write(self, result: RunResult) -> None:
         if result.log_dir:
-            result.save(Path(result.log_dir) / "result.json")
+            update_record(Path(result.log_dir), result=result)
         add_to_scoreboard(self.path, result)

@@ -1,6 +1,7 @@
 """Sequences of keys and values, and questions about them."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Literal
 
 from lightning.pytorch import LightningDataModule
@@ -8,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.loaders import Batch, check_loading, make_loader, run_seed
 from eigenscope.data import RecallDataset, RecallTask, ShorterContext
+from eigenscope.data.fingerprint import fingerprint
 from eigenscope.noise import stream_key
 
 _HELD_OUT = {"val": stream_key(1), "test": stream_key(2)}  # the same sets in every run, whatever its seed
@@ -62,6 +64,18 @@ class AssociativeRecallDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Takes the run's seed."""
         self._seed = run_seed(self.trainer)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Of each set's parameters and its first sequences, those of training as of seed 0, whatever the run's."""
+        sets = {"train": (self.samples_per_epoch, 0)}
+        sets |= {name: (self.val_samples, seed) for name, seed in _HELD_OUT.items()}
+        found = {}
+        for name, (size, seed) in sets.items():
+            train = name not in _HELD_OUT
+            shorter = [asdict(part) for part in self.shorter] if train else []
+            data = RecallDataset(size, self.task, seed=seed, fixed=not train)
+            found[name] = fingerprint(size, asdict(self.task), shorter, *data.__getitems__(range(min(size, 4))))
+        return found
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """New sequences in every epoch."""

@@ -1,6 +1,7 @@
 """Unlocks the tiers of a curriculum in a fit, and lets best scores restart."""
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from eigenscope.charts import Chart, present
 from eigenscope.noise import Curriculum
 from eigenscope.protocols import KeepsBest
 
@@ -79,6 +81,10 @@ class CurriculumPacing(Callback):
         """Logs how many types there were."""
         types = self.curriculum.types_at(trainer.current_epoch)
         pl_module.log("curriculum/types", float(len(types)), rank_zero_only=True)
+
+    def charts(self, logged: Collection[str]) -> list[Chart]:
+        """The number of unlocked types."""
+        return present([Chart("Training and validation", "unlocked types", ("curriculum/types",))], logged)
 
 
 def _worst(mode: str) -> float:

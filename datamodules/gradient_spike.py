@@ -7,6 +7,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from eigenscope.data.fingerprint import fingerprint
+
 
 class SpikedGradients:
     """The gradients of a run in their order, each (1, rows, columns) float32: standard normal, one of them scaled.
@@ -29,6 +31,7 @@ class SpikedGradients:
         self.spike_step = spike_step
         self.spike_scale = spike_scale
         self.seed = seed
+        self._start = 0
 
     def __len__(self) -> int:
         """Number of gradients."""
@@ -36,10 +39,20 @@ class SpikedGradients:
 
     def __iter__(self) -> Iterator[Tensor]:
         """Draws them."""
+        start, self._start = self._start, 0
         generator = torch.Generator().manual_seed(self.seed)
         for step in range(self.steps):
             gradient = torch.randn(1, *self.shape, generator=generator)
-            yield gradient * self.spike_scale if step == self.spike_step else gradient
+            if step >= start:
+                yield gradient * self.spike_scale if step == self.spike_step else gradient
+
+    def state_dict(self) -> dict[str, int]:
+        """The start; how far a run has come is the trainer's count, as for ``ResumableLoader``."""
+        return {"batches": 0}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Lets the next iteration draw a number of gradients and leave them out."""
+        self._start = state_dict["batches"]
 
 
 class GradientSpikeDataModule(LightningDataModule):
@@ -83,6 +96,13 @@ class GradientSpikeDataModule(LightningDataModule):
     def gradient_shape(self) -> tuple[int, int]:
         """(rows, columns), which the weight must have."""
         return self.gradients.shape
+
+    def fingerprint(self) -> dict[str, str]:
+        """Of the parameters and the first gradients."""
+        run = self.gradients
+        given = [run.steps, run.spike_step, run.spike_scale, run.seed]
+        first = SpikedGradients(run.shape, min(4, run.steps), run.spike_step, run.spike_scale, run.seed)
+        return {"train": fingerprint(run.steps, given, *first)}
 
     def train_dataloader(self) -> SpikedGradients:
         """The gradients in their order."""

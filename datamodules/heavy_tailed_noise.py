@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from datamodules.curriculum_pacing import CurriculumPacing
 from datamodules.loaders import Batch, check_loading, make_loader, run_seed
 from eigenscope.data import NoiseDataset
+from eigenscope.data.fingerprint import fingerprint
 from eigenscope.noise import NOISE_TYPES, Curriculum, noise_ids, stream_key
 
 _HELD_OUT = {"val": stream_key(1), "test": stream_key(2)}  # the same sets in every run, whatever its seed
@@ -111,6 +112,22 @@ class HeavyTailedNoiseDataModule(LightningDataModule):
         if self.curriculum is None or not self._fits or self.trainer is None:
             return f"{len(self.types)} types"
         return f"{len(self.curriculum.types_at(max(0, self.trainer.current_epoch - 1)))} types"
+
+    def fingerprint(self) -> dict[str, str]:
+        """Of each set's parameters and its first image of each type; the run's seed and progress do not enter."""
+        sets = {"train": (self.samples_per_epoch, 0)}
+        sets |= {name: (self.held_out_size, seed) for name, seed in _HELD_OUT.items()}
+        curriculum = self.curriculum
+        pace: list[Any] = [] if curriculum is None else [curriculum.tiers, curriculum.patience, curriculum.score]
+        if curriculum is not None and curriculum.patience is None:
+            pace.append(curriculum.unlocked_at.tolist())
+        found = {}
+        for name, (size, seed) in sets.items():
+            fixed = name in _HELD_OUT
+            data = NoiseDataset(size, self.types, self.image_size, seed=seed, fixed=fixed, clamp=self.clamp)
+            given = [self.image_size, self.clamp, pace if name != "test" else []]
+            found[name] = fingerprint(size, given, *data.__getitems__(range(len(self.types))))
+        return found
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """New images in every epoch, in random order."""

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.loaders import Batch, check_loading, make_loader, run_seed
 from eigenscope.data import AugmentationKind, ImageDataset, LabelledImages, augmentation, stratified_split
+from eigenscope.data.fingerprint import fingerprint
 
 Protocol = Literal["holdout", "test"]
 
@@ -75,6 +76,11 @@ class ImagesDataModule(LightningDataModule, ABC):
             self._splits["val"] = self._splits["test"]
         if stage == "fit" and (count := len(self._splits["train"].labels)) < self.batch_size:
             raise ValueError(f"batch_size must be at most {count}, the training images, got {self.batch_size}")
+
+    def fingerprint(self) -> dict[str, str]:
+        """Of the images and labels of every split that was loaded."""
+        digests = {id(data): fingerprint(len(data.labels), *data) for data in self._splits.values()}  # val may be test
+        return {name: digests[id(data)] for name, data in self._splits.items()}
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled and augmented, whole batches only."""

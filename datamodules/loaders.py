@@ -1,7 +1,7 @@
 """The loader that all data modules share: keyed samples, whole batches, one order for any number of ranks."""
 
 import os
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import Trainer
@@ -11,6 +11,25 @@ from torch.utils.data import DataLoader, Dataset
 from eigenscope.data import EpochSampler
 
 Batch = tuple[Tensor, Tensor]
+
+
+class ResumableLoader(DataLoader[Batch]):
+    """A loader that can begin in the middle of an epoch, as Lightning knows by its two methods.
+
+    It keeps no count of batches, which would run ahead by those that are on their way: the trainer knows how many were
+    trained, and :class:`~callbacks.RandomState` tells the loader of a run that goes on.
+    """
+
+    sampler: EpochSampler
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, from its start."""
+        return {"epoch": self.sampler.epoch, "batches": 0}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Lets the next iteration begin in an epoch, after a number of batches of this rank."""
+        self.sampler.set_epoch(state_dict["epoch"])
+        self.sampler.start = state_dict["batches"] * cast(int, self.batch_size)
 
 
 def check_loading(batch_size: int, num_workers: int | Literal["auto"]) -> None:
@@ -64,7 +83,7 @@ def make_loader(
     if size < ranks:
         raise ValueError(f"the {name} set of {size} images is too small for {ranks} ranks")
     workers = min(8, max(1, _cores() // max(1, local_ranks))) if num_workers == "auto" else num_workers
-    return DataLoader(
+    return ResumableLoader(
         dataset,
         batch_size=batch_size // ranks,
         sampler=EpochSampler(size, shuffle=train, even=train, seed=seed, num_replicas=ranks, rank=rank),
@@ -72,6 +91,7 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         collate_fn=_as_it_is,
+        generator=torch.Generator(),  # for seeds of workers, which nothing uses: the run's own stream is not drawn from
         pin_memory=torch.cuda.is_available(),
     )
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from eigenscope.charts import Chart
     from eigenscope.nn.battery_array import BatteryArray
 
 Sectors = Mapping[str, Tensor]
@@ -67,6 +68,18 @@ class KeepsBest(Protocol):
 
 
 @runtime_checkable
+class HasCharts(Protocol):
+    """A module or callback that says how its figures are best looked at."""
+
+    def charts(self, logged: Collection[str]) -> Sequence[Chart]:
+        """Charts of tags that this run has logged, and of no others; the same ones always in the same order.
+
+        Args:
+            logged: tags that were logged through the module; who writes to a logger directly knows its own.
+        """
+
+
+@runtime_checkable
 class HasBatteries(Protocol):
     """A module that trains batteries, each on kinds of images of its own.
 
@@ -98,3 +111,11 @@ class Implanted(Protocol):
 
     def set_implants_trainable(self, trainable: bool) -> None:
         """Whether they require gradient."""
+
+
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """A data module that can say which data these are."""
+
+    def fingerprint(self) -> dict[str, str]:
+        """Set to a short digest and its size, the same for equal data; to be called after ``setup``, and cheap."""

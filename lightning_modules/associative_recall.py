@@ -1,5 +1,6 @@
 """Training a sequence model to answer what it is asked."""
 
+from collections.abc import Collection
 from typing import Any, cast
 
 import torch.nn.functional as F
@@ -8,6 +9,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from eigenscope.charts import Chart, present, train_and_val
 from lightning_modules.hyperparameters import save_given_hyperparameters
 from lightning_modules.mean_loss import MeanLoss
 from lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
@@ -89,6 +91,10 @@ class AssociativeRecallModule(LightningModule):
         """The likeliest token after each, (B, T) int64."""
         logits: Tensor = self(batch[0])
         return logits.argmax(-1)
+
+    def charts(self, logged: Collection[str]) -> list[Chart]:
+        """Training beside validation."""
+        return present([train_and_val("loss (nats)", "loss"), train_and_val("recall", "recall")], logged)
 
     def _step(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
         tokens, labels = batch

@@ -1,6 +1,6 @@
 """Training many small autoencoders at once, each on its own mixture of noise."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from eigenscope.charts import Chart, present, train_and_val
 from eigenscope.nn import BatteryArray, cross_evaluate
 from eigenscope.noise import NOISE_TYPES, battery_mixtures, noise_ids, pick_from_mixtures, stream_key
 from eigenscope.noise.mixtures import MixtureKind
@@ -28,11 +29,12 @@ class BatteryModule(LightningModule):
     """Trains the batteries of an array, each on images of its own noise types, on batches of images and their types.
 
     In every step each battery takes ``images_per_battery`` images of its mixture from the batch that all share, drawn
-    anew from (run seed, epoch, batch, rank). The loss is the sum of their mean squared errors, so each is trained as if
+    anew from (run seed, epoch, batch). The loss is the sum of their mean squared errors, so each is trained as if
     it were alone, by any optimizer that works element by element, such as Adam. A battery of whose mixture a batch has
     too few images takes what there is; one of whose it has none has loss zero in that step, which is not counted in
-    its ``steps`` (though the optimizer's momentum, if it has any, goes on). On several ranks each draws from its own
-    share of the batch, and a battery's gradient is the mean over the ranks that had images for it.
+    its ``steps`` (though the optimizer's momentum, if it has any, goes on). Several ranks choose together from the
+    batch over all of them, and each works on what it holds of the choice: the step is that of one process, and ranks
+    beyond ``images_per_battery`` save no time.
 
     Logs once an epoch ``train/loss`` and ``train/mse``, both the mean over batteries and steps of their losses;
     ``{val,test}/mse``, the mean over batteries of the error on their own mixture, its types in equal parts; and
@@ -49,7 +51,7 @@ class BatteryModule(LightningModule):
         lr_interval: what the schedule counts, ``epoch`` or ``step``.
         mixtures: kinds of mixtures, in turn, see :func:`eigenscope.noise.battery_mixtures`.
         types: of noise that are mixed, or ``all``.
-        images_per_battery: in a step, at most the images of a rank's batch.
+        images_per_battery: in a step, over all ranks, at most the images of the batch.
         mixture_seed: of the mixtures, which do not depend on the seed of the run.
 
     Raises:
@@ -100,7 +102,7 @@ class BatteryModule(LightningModule):
         self.train_means = nn.ModuleDict({name: MeanLoss() for name in ("loss", "mse")})
         self.cross_errors = nn.ModuleDict({stage: CrossErrors(len(chosen), len(NOISE_TYPES)) for stage in _STAGES})
         self._seed = 0
-        self._batch_idx = 0
+        self._places: Tensor | None = None  # in this rank's batch, of the latest step
 
     @property
     def batteries(self) -> BatteryArray:
@@ -146,23 +148,23 @@ class BatteryModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the batteries' losses, disciplined."""
         images, labels = batch
-        self._batch_idx = batch_idx
-        places, fitting = self._pick(labels)
+        places, fitting, taken = self._pick(labels, batch_idx)
+        self._places = places
         own = images[places]
         reconstructions, code = self.net(own)
         squares = (reconstructions.to(torch.promote_types(reconstructions.dtype, torch.float32)) - own).square()
-        losses = (squares.mean((2, 3, 4)) * fitting).sum(1) / fitting.sum(1).clamp(min=1)
-        fed = fitting.any(1)
-        weights, anywhere = self._over_ranks(fed)
-        self._fed |= anywhere
+        losses = (squares.mean((2, 3, 4)) * fitting).sum(1) / taken.clamp(min=1)
+        losses = losses * self.trainer.world_size  # DDP takes the mean over ranks, of which each has a part of the sum
+        fed, here = taken > 0, fitting.any(1)
+        self._fed |= fed
         for name in self.train_means:
             metric = cast(MeanLoss, self.train_means[name])
             metric.update(losses.sum() / fed.sum().clamp(min=1), int(fed.sum()))
             self.log(f"train/{name}", metric, on_step=False, on_epoch=True)
-        loss: Tensor = (losses * weights).sum()
+        loss: Tensor = losses.sum()
         if self.disciplines:
-            count = weights.sum().clamp(min=1)
-            sectors = {name: points[fed if fed.any() else ~fed] for name, points in code.sectors.items()}
+            count = fed.sum().clamp(min=1)
+            sectors = {name: points[here if here.any() else ~here] for name, points in code.sectors.items()}
             loss = loss / count
             for discipline in self.disciplines:
                 loss = discipline(loss, sectors)
@@ -204,14 +206,21 @@ class BatteryModule(LightningModule):
         """Takes it over."""
         self.cross_scores = checkpoint.get("cross_scores")
 
+    def charts(self, logged: Collection[str]) -> list[Chart]:
+        """Training beside validation, and the error of the battery that is best at each type."""
+        best = [Chart("By label", f"{name}: mean squared error", (f"val_mse/{name}",)) for name in self.label_names]
+        return present([train_and_val("mean squared error", "mse"), *best], logged)
+
     def trace(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
         """The largest magnitudes in the tensors of the latest step, in the order in which they are computed.
 
         Each is (B + K,): first of every image of the batch, then of every battery.
         """
-        images, labels = batch
-        own = images[self._pick(labels)[0]]
-        yield "target images", _largest(images, before=0, after=len(own))
+        images, _ = batch
+        yield "target images", _largest(images, before=0, after=len(self.mixtures))
+        if self._places is None:
+            return
+        own = images[self._places % len(images)]
         for name, tensor in self.net.trace(own):
             yield name, _largest(tensor, before=len(images), after=0)
 
@@ -223,16 +232,25 @@ class BatteryModule(LightningModule):
         battery = sample - len(labels)
         return f"battery {battery} ({' + '.join(self.mixtures[battery])})"
 
-    def _pick(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        key = stream_key(self._seed, self.current_epoch, self._batch_idx, self.global_rank)
-        return pick_from_mixtures(labels, self._members, self.images_per_battery, key)
+    def _pick(self, labels: Tensor, batch_idx: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What each battery takes of this rank's batch.
 
-    def _over_ranks(self, fed: Tensor) -> tuple[Tensor, Tensor]:
-        """What each battery's loss weighs, (K,): DDP means over all ranks; and whether any rank had images for it."""
+        Returns:
+            Places (K, b') int64, whether each holds an image that it takes, (K, b') bool, and how many it takes on all
+            ranks together, (K,) int64.
+        """
         ranks = self.trainer.world_size
-        here = fed.float()
-        having = cast(Tensor, self.trainer.strategy.reduce(here.clone(), reduce_op="sum")) if ranks > 1 else here
-        return here * ranks / having.clamp(min=1), having > 0
+        if ranks > 1:  # rank r holds every ranks-th image
+            labels = cast(Tensor, self.all_gather(labels)).T.flatten()
+        key = stream_key(self._seed, self.current_epoch, batch_idx, 0)
+        places, fitting = pick_from_mixtures(labels, self._members, self.images_per_battery, key)
+        taken = fitting.sum(1)
+        if ranks > 1:
+            fitting &= places % ranks == self.global_rank
+            most = max(1, int(fitting.sum(1).max()))
+            fitting, order = fitting.to(torch.uint8).sort(dim=1, descending=True, stable=True)
+            fitting, places = fitting[:, :most].bool(), places.gather(1, order[:, :most]) // ranks
+        return places, fitting, taken
 
     def _evaluate(self, stage: str, batch: Batch) -> None:
         errors = cross_evaluate(self.net, *batch, len(NOISE_TYPES))

@@ -1,12 +1,14 @@
 """Feeding given gradients to an optimizer, as a training."""
 
-from typing import Any, cast
+from collections.abc import Collection
+from typing import Any
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from eigenscope.charts import Chart, present
 from lightning_modules.hyperparameters import save_given_hyperparameters
 from lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
 
@@ -77,7 +79,9 @@ class GradientReplayModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Logs the norm of the gradient, and keeps what the step changes."""
         weight = self.weight
-        self.log("train/grad_norm", cast(Tensor, weight.grad).norm())
+        if weight.grad is None:  # dropped by who skips the step
+            return
+        self.log("train/grad_norm", weight.grad.norm())
         self._before = weight.detach().clone(), float(optimizer.param_groups[0]["lr"])
 
     def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
@@ -88,6 +92,11 @@ class GradientReplayModule(LightningModule):
             if rate > 0:
                 change = self.weight.detach() - before
                 self.log("update/rms", change.square().mean().sqrt() / rate, prog_bar=True)
+
+    def charts(self, logged: Collection[str]) -> list[Chart]:
+        """What goes into the optimizer and what comes out."""
+        figures = {"gradient norm": "train/grad_norm", "root mean square of the update over the rate": "update/rms"}
+        return present([Chart("Gradients and updates", title, (tag,)) for title, tag in figures.items()], logged)
 
     def _check_shape(self, shape: tuple[int, ...]) -> None:
         if shape != tuple(self.weight.shape):

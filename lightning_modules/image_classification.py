@@ -1,5 +1,6 @@
 """Training a classifier of images."""
 
+from collections.abc import Collection
 from typing import Any, cast
 
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from eigenscope.charts import Chart, present, train_and_val
 from lightning_modules.hyperparameters import save_given_hyperparameters
 from lightning_modules.mean_loss import MeanLoss
 from lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
@@ -104,6 +106,12 @@ class ImageClassificationModule(LightningModule):
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
             train, val = (cast(MulticlassAccuracy, self._accuracies(stage)["acc"]) for stage in ("train", "val"))
             self.log("val/gap", train.compute() - val.compute(), sync_dist=True)
+
+    def charts(self, logged: Collection[str]) -> list[Chart]:
+        """Training beside validation."""
+        figures = {"loss (nats)": "loss", "accuracy": "acc", "top-5 accuracy": "acc5"}
+        gap = Chart("Training and validation", "accuracy gap, training minus validation", ("val/gap",))
+        return present([*(train_and_val(*figure) for figure in figures.items()), gap], logged)
 
     def _accuracies(self, stage: str) -> MetricCollection:
         return cast(MetricCollection, self.accuracies[f"{stage}_"])

@@ -1,12 +1,13 @@
 """Geometric figures of points on a sphere, each beside its random and its untrained baseline."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from eigenscope.charts import Chart, present
 from eigenscope.geometry import EffectiveRank, VolumeCV, expected_cv, has_cv, random_unit_points, spread_matrices
 from eigenscope.linalg import gram_svd
 from eigenscope.protocols import Sectors
@@ -14,6 +15,13 @@ from lightning_modules.mean_loss import MeanLoss
 
 _MATRICES = 64  # measured of each batch, spread over it
 _FIGURES = ("S0", "SD", "S_ratio", "effective_rank", "cv")
+_TITLES = {
+    "CV beside chance and no training": "cv",
+    "effective rank": "effective_rank",
+    "largest singular value": "S0",
+    "smallest singular value": "SD",
+    "largest over smallest singular value": "S_ratio",
+}
 
 
 class SectorGeometry(nn.Module):
@@ -24,8 +32,9 @@ class SectorGeometry(nn.Module):
     closed form; ``<figure>_untrained`` that of the matrices handed to :meth:`note_untrained`, kept with the weights.
 
     Figures: the mean largest and smallest singular value ``S0`` and ``SD``, their ratio ``S_ratio``, mean
-    ``effective_rank``, and mean ``cv`` of simplex volumes with its ``cv_standard_error``. 64 matrices of each batch are
-    measured; points in fewer than four dimensions have no CV.
+    ``effective_rank``, and mean ``cv`` of simplex volumes with its ``cv_standard_error`` and the band of two of them,
+    ``cv_lower`` to ``cv_upper``. 64 matrices of each batch are measured; points in fewer than four dimensions have no
+    CV.
 
     Args:
         num_points: V.
@@ -73,14 +82,16 @@ class SectorGeometry(nn.Module):
         return figures | errors | baselines
 
     def _figures(self) -> tuple[dict[str, float], dict[str, float]]:
-        """The figures since the last call, and the standard error of the CV."""
+        """The figures since the last call, and how far the CV can be relied on."""
         S0, SD = float(self.S0.compute()), float(self.SD.compute())
         ratio = S0 / SD if SD else math.inf
         figures = {"S0": S0, "SD": SD, "S_ratio": ratio, "effective_rank": float(self.effective_rank.compute())}
         errors = {}
         if self.cv is not None:
             estimate = self.cv.compute()
-            figures["cv"], errors["cv_standard_error"] = float(estimate.cv), float(estimate.standard_error)
+            cv, error = float(estimate.cv), float(estimate.standard_error)
+            figures["cv"] = cv
+            errors = {"cv_standard_error": error, "cv_lower": cv - 2 * error, "cv_upper": cv + 2 * error}
         for metric in (self.S0, self.SD, self.effective_rank, self.cv):
             if metric is not None:
                 metric.reset()
@@ -111,6 +122,25 @@ class LatentGeometry(nn.ModuleDict):
     def compute(self) -> dict[str, float]:
         """``geometry_<sector>/<figure>`` since the last call, with baselines; see :meth:`SectorGeometry.compute`."""
         return {f"geometry_{name}/{k}": value for name in self for k, value in self._of(name).compute().items()}
+
+    def charts(self, logged: Collection[str]) -> list[Chart]:
+        """The figures of each sector beside their baselines, of the tags that were logged."""
+        wanted = []
+        for name in self:
+            tag, section = f"geometry_{name}", f"Sector {name}"
+            wanted += [
+                Chart(
+                    section,
+                    "CV in validation ± 2 standard errors",
+                    (f"{tag}/cv",),
+                    band=(f"{tag}/cv_lower", f"{tag}/cv_upper"),
+                ),
+                *(
+                    Chart(section, title, tuple(f"{tag}/{figure}{beside}" for beside in ("", "_random", "_untrained")))
+                    for title, figure in _TITLES.items()
+                ),
+            ]
+        return present(wanted, logged)
 
     def _of(self, name: str) -> SectorGeometry:
         return cast(SectorGeometry, self[name])

@@ -1,6 +1,6 @@
 """Training an autoencoder whose latents are points on spheres."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, cast, get_args
 
 import torch
@@ -9,6 +9,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from eigenscope.charts import Chart, present, train_and_val
 from eigenscope.nn.patch_autoencoder import PatchAutoencoder
 from eigenscope.nn.reconstruction_errors import ReconstructionLoss, reconstruction_errors
 from eigenscope.protocols import Discipline, Sectors
@@ -149,9 +150,25 @@ class SpectralAutoencoderModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clips the cross-attention's gradient, as the published recipe does, and the whole one if asked to."""
         if self.clip_to_loss:
-            nn.utils.clip_grad_norm_(self.net.parameters(), max(float(self._latest_loss), 1.0))
+            loss: Any = self._latest_loss
+            if self.trainer.world_size > 1:  # or each rank would clip to its own, and their weights go apart
+                loss = self.trainer.strategy.reduce(loss.clone(), reduce_op="mean")
+            nn.utils.clip_grad_norm_(self.net.parameters(), max(float(loss), 1.0))
         if self.cross_attention_clip is not None and len(self.net.cross_attention):
             nn.utils.clip_grad_norm_(self.net.cross_attention.parameters(), self.cross_attention_clip)
+
+    def charts(self, logged: Collection[str]) -> list[Chart]:
+        """Training beside validation, the error of each label beside that of a reconstruction that is 0, geometry."""
+        wanted = [
+            *([] if self.loss == "mse" else [train_and_val(self.loss, "loss")]),  # which would be the next one
+            train_and_val("mean squared error", "mse"),
+            Chart("Training and validation", "mean |S′ − S|", ("val/spectral_shift",)),
+            *(
+                Chart("By label", f"{name}: mean squared error, mean square", (f"val_mse/{name}", f"val_power/{name}"))
+                for name in self.label_names
+            ),
+        ]
+        return present(wanted, logged) + self.geometry.charts(logged)
 
     def trace(self, batch: tuple[Tensor, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """The tensors of a step in the order in which they are computed, (B, ...) each."""

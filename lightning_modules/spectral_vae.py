@@ -1,7 +1,7 @@
 """Training the variational successor of the spectral autoencoder."""
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -10,9 +10,11 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from eigenscope.charts import Chart, present, train_and_val
 from eigenscope.nn import SimplexCode, SimplexVAE
 from eigenscope.nn.reconstruction_errors import ReconstructionLoss, reconstruction_errors, student_t_errors
 from eigenscope.nn.variational import active_dimensions, free_bits, has_collapsed, kl_weight, reparameterise
+from eigenscope.noise.streams import Streams, stream_key
 from eigenscope.protocols import Discipline, Sectors
 from lightning_modules.explained import UnexplainedVariance
 from lightning_modules.grouped_mean import GroupedMean
@@ -22,6 +24,7 @@ from lightning_modules.optimization import LRInterval, check_interval, optimizer
 from lightning_modules.sector_geometry import LatentGeometry
 
 CompandedLoss = Literal["mse", "huber", "log_cosh", "student_t"]
+_TRAINING, _VALIDATION = stream_key(0x7A, 0), stream_key(0x7A, 1)  # z, apart from all else that a seed addresses
 
 
 class SpectralVAEModule(LightningModule):
@@ -29,6 +32,10 @@ class SpectralVAEModule(LightningModule):
 
     The loss is the mean over numbers of the reconstruction error of u = asinh(x / s), plus β times the mean over the
     dimensions of a patch's latent of max(KL_j, free bits), β rising from 0 over ``warmup_steps``.
+
+    The latent of a training image is drawn from (run seed, epoch, batch, place in the batch over all ranks), that of a
+    validation image from its place in the set: ranks never share a draw, two at half the batch draw what one at the
+    whole would, and a resumed run draws what the uninterrupted one would have.
 
     Logs once an epoch ``{train,val,test}/loss``, the reconstruction error, and ``/kl``, nats a patch; in validation
     ``val/fvu``, the mean over labels of the fraction of variance unexplained in companded space, and
@@ -93,9 +100,12 @@ class SpectralVAEModule(LightningModule):
         self.kl_by_dimension = GroupedMean(net.slots * net.dim)
         self.label_names: tuple[str, ...] = ()
         self._warned = False
+        self._seed = 0
+        self._validated = 0  # images of this rank, in the validation under way
 
     def setup(self, stage: str) -> None:
-        """Makes room for the figures by label."""
+        """Takes the run's seed, and makes room for the figures by label."""
+        self._seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
         self.label_names = tuple(getattr(getattr(self.trainer, "datamodule", None), "label_names", ()))
         groups = max(1, len(self.label_names))
         self.unexplained = UnexplainedVariance(groups)
@@ -117,16 +127,21 @@ class SpectralVAEModule(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The disciplined loss of a batch."""
         images, _ = batch
-        companded, code = self.net(images, sample=True)
+        key = stream_key(_TRAINING, self._seed, self.current_epoch, batch_idx)
+        companded, code = self.net(images, sample=True, generator=self._streams(key, images))
         if self.global_step == 0:
             self.geometry.note_untrained(code.sectors)
         loss = self._record("train", companded, code)
         self.log("train/loss_step", loss.detach(), prog_bar=True)
         weight = kl_weight(self.global_step, self.beta, self.warmup_steps)
-        loss = loss + weight * free_bits(code.kl, self.free_bits).mean()
+        loss = loss + weight * free_bits(code.kl, self.free_bits, self._mean_over_ranks(code.kl)).mean()
         for discipline in self.disciplines:
             loss = discipline(loss, code.sectors)
         return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Counts from the first image again."""
+        self._validated = 0
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Updates the validation figures."""
@@ -142,8 +157,9 @@ class SpectralVAEModule(LightningModule):
         for name, quantile in (("median", 0.5), ("q90", 0.9)):
             ranked = errors.kthvalue(max(1, round(quantile * errors.shape[1])), dim=1).values
             cast(GroupedMean, self.raw[f"val_raw_{name}"]).update(ranked, groups)
-        generator = torch.Generator().manual_seed(batch_idx)
-        sampled = code._replace(z=reparameterise(code.mu, code.log_variance, generator))  # z as training sees it
+        streams = self._streams(_VALIDATION, images, first=self._validated)
+        self._validated += len(images)
+        sampled = code._replace(z=reparameterise(code.mu, code.log_variance, streams))  # z as training sees it
         self.geometry.update_sectors(sampled.sectors)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -170,6 +186,24 @@ class SpectralVAEModule(LightningModule):
             figures["implants/steps"] = float(sum(steps))
         self.log_dict(figures | self._latent_figures() | self.geometry.compute(), sync_dist=True)
 
+    def charts(self, logged: Collection[str]) -> list[Chart]:
+        """Training beside validation, the latent, errors by label, and the geometry of the sectors."""
+        single = {
+            "fraction of variance unexplained": "val/fvu",
+            "active dimensions": "val/active_dimensions",
+            "KL (nats a dimension)": "val/kl_per_dimension",
+        }
+        wanted = [
+            train_and_val("reconstruction error, companded", "loss"),
+            train_and_val("KL (nats a patch)", "kl"),
+            *(Chart("Training and validation", title, (tag,)) for title, tag in single.items()),
+            *(
+                Chart("By label", f"{name}: fraction of variance unexplained", (f"val_fvu/{name}",))
+                for name in self.label_names or ("all",)
+            ),
+        ]
+        return present(wanted, logged) + self.geometry.charts(logged)
+
     def trace(self, batch: tuple[Tensor, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """The tensors of a step in the order in which they are computed, (B, ...) each, through μ."""
         images, _ = batch
@@ -186,6 +220,18 @@ class SpectralVAEModule(LightningModule):
     def describe(self, batch: tuple[Tensor, Tensor], sample: int) -> str:
         """The noise type, or whatever the label of a sample is called."""
         return self._name(int(batch[1][sample])) if self.label_names else f"label {int(batch[1][sample])}"
+
+    def _mean_over_ranks(self, kl: Tensor) -> Tensor | None:
+        """The mean KL divergence of each dimension (d,) over the whole batch of (B, L, d); None if that is all here."""
+        if self.trainer.world_size == 1:
+            return None
+        mean: Any = self.trainer.strategy.reduce(kl.detach().flatten(0, -2).mean(0), reduce_op="mean")
+        return cast(Tensor, mean)
+
+    def _streams(self, key: int, images: Tensor, first: int = 0) -> Streams:
+        """A stream for each of a rank's images, of which ``first`` came before: rank r has every ranks-th image."""
+        places = torch.arange(first, first + len(images), device=images.device)
+        return Streams(key, places * self.trainer.world_size + self.global_rank)
 
     def _name(self, group: int) -> str:
         return self.label_names[group] if self.label_names else "all"

@@ -1,3 +1,4 @@
+import runpy
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,14 @@ def make_tree(tmp_path: Path):
         return root
 
     return make
+
+
+@pytest.fixture(scope="session")
+def two_ranks():
+    """Two gloo processes, see ddp_pool.py: ``two_ranks.run(function, *arguments)``."""
+    pool = runpy.run_path(str(Path(__file__).with_name("ddp_pool.py")))["Pool"](ranks=2)
+    yield pool
+    pool.close()
 
 
 class OperationRecorder(TorchDispatchMode):

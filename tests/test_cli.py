@@ -10,7 +10,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import cli
-from eigenscope.study import RunResult, read_scoreboard
+from eigenscope.study import RunRecord, read_scoreboard
 from lightning_modules import ImageClassificationModule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -53,7 +53,7 @@ def test_fit_leaves_logs_a_table_a_result_and_a_board(tmp_path, capsys):
     printed = capsys.readouterr().out
     log_dir = Path(run.trainer.log_dir)
     assert log_dir == tmp_path / "runs" / "demo" / "version_0"
-    result = RunResult.load(log_dir / "result.json")
+    result = RunRecord.load(log_dir).result
     assert [row.epoch for row in result.epochs] == [1, 2]
     assert result.seed == 0
     assert result.parameters == sum(p.numel() for p in run.model.parameters())
@@ -93,7 +93,6 @@ def test_classes_and_image_size_flow_from_the_data(tmp_path):
     assert run.model.hparams["net"]["init_args"]["image_size"] == 24
 
 
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_checkpoint_rebuilds_its_model_and_evaluates_the_same(tmp_path, capsys):
     run = fit(tmp_path, f"{NET}.taps.layers=[1,2]", config=str(CONFIGS / "demo_svd.yaml"))
     best = Path(run.trainer.checkpoint_callback.best_model_path)
@@ -107,29 +106,28 @@ def test_a_checkpoint_rebuilds_its_model_and_evaluates_the_same(tmp_path, capsys
         evaluated = cli.main(args)
         stage = "val" if command == "validate" else "test"
         accuracy = float(evaluated.trainer.callback_metrics[f"{stage}/acc"])
-        assert accuracy == pytest.approx(RunResult.load(Path(run.trainer.log_dir) / "result.json").best[0])
+        assert accuracy == pytest.approx(RunRecord.load(Path(run.trainer.log_dir)).result.best[0])
     assert not (tmp_path / "config.yaml").exists()
     predicted = cli.main(["predict", "--config", config, "--ckpt_path", str(best), "--trainer.logger=false"])
     assert predicted.trainer.predict_loop.predictions[0].shape == (50, 100)
 
 
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_resumed_run_keeps_its_table(tmp_path, capsys):
     whole = fit(tmp_path, epochs=3)
     part = fit(tmp_path, epochs=2)
     last = Path(part.trainer.log_dir) / "checkpoints" / "last.ckpt"
     resumed = fit(tmp_path, "--ckpt_path", str(last), epochs=3)
-    results = [RunResult.load(Path(run.trainer.log_dir) / "result.json") for run in (whole, resumed)]
+    assert resumed.trainer.log_dir == part.trainer.log_dir
+    results = [RunRecord.load(Path(run.trainer.log_dir)).result for run in (whole, resumed)]
     assert [row.epoch for row in results[1].epochs] == [1, 2, 3]
     for one, other in zip(*(result.epochs for result in results), strict=True):
         assert one.metrics["val/acc"] == other.metrics["val/acc"]
 
 
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_holdout_chooses_the_epoch_and_reads_the_test_set_once(tmp_path):
     fit(tmp_path, "--data.init_args.protocol=holdout", "--data.init_args.holdout_fraction=0.5")
     log_dir = tmp_path / "runs" / "demo" / "version_0"
-    result = RunResult.load(log_dir / "result.json")
+    result = RunRecord.load(log_dir).result
     best = str(log_dir / "checkpoints" / "best.ckpt")
     tested = cli.main(["test", "--config", str(log_dir / "config.yaml"), "--ckpt_path", best, "--trainer.logger=false"])
     assert result.protocol == "holdout"
@@ -142,7 +140,7 @@ def test_holdout_chooses_the_epoch_and_reads_the_test_set_once(tmp_path):
 
 def test_epochs_without_validation_have_no_validation_figures(tmp_path):
     fit(tmp_path, "--trainer.check_val_every_n_epoch=2", epochs=3)
-    result = RunResult.load(tmp_path / "runs" / "demo" / "version_0" / "result.json")
+    result = RunRecord.load(tmp_path / "runs" / "demo" / "version_0").result
     assert ["val/acc" in row.metrics for row in result.epochs] == [False, True, False]
     assert ["val/gap" in row.metrics for row in result.epochs] == [False, True, False]
 
@@ -218,7 +216,7 @@ def test_compare_trains_each_arm_and_seed_once(tmp_path, capfd):
     base, taps = compare(tmp_path, "--seeds", "0", "1")
     first = capfd.readouterr().out
     results = {
-        (arm, seed): RunResult.load(next((tmp_path / "study" / arm).glob(f"seed{seed}-*/result.json")))
+        (arm, seed): RunRecord.load(next((tmp_path / "study" / arm).glob(f"seed{seed}-*/"))).result
         for arm in ("demo", "demo_svd")
         for seed in (0, 1)
     }
@@ -236,11 +234,21 @@ def test_compare_trains_each_arm_and_seed_once(tmp_path, capfd):
     second = capfd.readouterr().out
     assert second.count("already finished") == 4
     assert "train acc %" not in second
+    assert "Warning" not in first + second
+
+    (record,) = (tmp_path / "study" / "demo_svd").glob("seed1-*/run.json")
+    content = json.loads(record.read_text())
+    content["card"]["versions"]["torch"] = "another"
+    record.write_text(json.dumps(content))
+    compare(tmp_path, "--seeds", "0", "1")
+    warning = f"same torch: {torch.__version__} (demo seed 0, demo_svd seed 0, demo seed 1); another (demo_svd seed 1)"
+    assert warning in capfd.readouterr().out
+    assert warning in (tmp_path / "study" / "demo-vs-demo_svd.txt").read_text()
 
 
 def test_compare_trains_again_what_changed_or_did_not_finish(tmp_path, capfd):
     compare(tmp_path, arms=(DEMO,))
-    (result,) = (tmp_path / "study" / "demo").glob("*/result.json")
+    (result,) = (tmp_path / "study" / "demo").glob("*/run.json")
     result.unlink()
     (result.parent / "half").write_text("left behind")
     compare(tmp_path, arms=(DEMO,))
@@ -250,7 +258,7 @@ def test_compare_trains_again_what_changed_or_did_not_finish(tmp_path, capfd):
     capfd.readouterr()
     compare(tmp_path, "--data.init_args.seed=1", arms=(DEMO,))
     assert "already finished" not in capfd.readouterr().out
-    assert len(list((tmp_path / "study" / "demo").glob("*/result.json"))) == 2
+    assert len(list((tmp_path / "study" / "demo").glob("*/run.json"))) == 2
 
 
 def test_compare_layers_files_of_one_arm(tmp_path, capfd):

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from PIL import Image
@@ -39,7 +40,7 @@ def read_class_folders(root: Path, split: str, cache_dir: Path) -> LabelledImage
     """Reads one split, from the cache where it holds the very same files, else from the PNGs, filling the cache.
 
     The cache file's name carries a fingerprint of every path, size and modification time; it is written aside and
-    renamed, so a cache cut short is never read.
+    renamed, so a run that was killed leaves no part of one. One that was damaged since is named and made again.
 
     Args:
         root: the tree.
@@ -60,6 +61,9 @@ def read_class_folders(root: Path, split: str, cache_dir: Path) -> LabelledImage
             raise ValueError(f"class folder {root / split / name} holds no *.png")
     paths = [path for found in files for path in found]
     cache = cache_dir / f"{split}-{_fingerprint(root, paths)}.pt"
+    if cache.exists() and (damage := _damage(cache)):
+        print(f"the cache {cache} is damaged or cut short ({damage}): decoding the images again", flush=True)
+        cache.unlink()
     if not cache.exists():
         labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(found) for found in files]))
         decoded = {"images": _decode(paths), "labels": labels}
@@ -67,9 +71,18 @@ def read_class_folders(root: Path, split: str, cache_dir: Path) -> LabelledImage
             cache_dir.mkdir(parents=True, exist_ok=True)
             with replace_atomically(cache) as aside:
                 torch.save(decoded, aside)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # torch's own of a full disk
             raise ValueError(f"cache_dir {cache_dir} cannot be written ({error}); name a folder that can") from error
     return LabelledImages(**torch.load(cache, mmap=True, weights_only=True))
+
+
+def _damage(cache: Path) -> str | None:
+    """What is wrong with the file's structure; the images themselves are not read."""
+    try:
+        LabelledImages(**torch.load(cache, mmap=True, weights_only=True))
+    except (RuntimeError, OSError, EOFError, UnpicklingError, TypeError, KeyError) as error:
+        return str(error).partition("\n")[0]
+    return None
 
 
 def _fingerprint(root: Path, paths: list[Path]) -> str:

@@ -11,6 +11,7 @@ from eigenscope.nn.patches import fold_patches, patch_grid, unfold_patches
 from eigenscope.nn.residual_mlp import residual_mlp
 from eigenscope.nn.simplex_code import SimplexCode, at_least_float32, unit_groups
 from eigenscope.nn.variational import bounded_log_variance, reparameterise, standard_normal
+from eigenscope.noise.streams import Streams
 
 
 class SimplexVAE(nn.Module):
@@ -75,14 +76,14 @@ class SimplexVAE(nn.Module):
         self.decoder = residual_mlp(num_points * dim + 1, hidden, numbers, depth)
 
     def forward(
-        self, images: Tensor, sample: bool | None = None, generator: torch.Generator | None = None
+        self, images: Tensor, sample: bool | None = None, generator: torch.Generator | Streams | None = None
     ) -> tuple[Tensor, SimplexCode]:
         """Reconstructions of images in companded space, and their code.
 
         Args:
             images: (B, 3, H, W).
             sample: decode z = μ + σ ε, or μ; None samples in training.
-            generator: source of ε, see :func:`eigenscope.nn.variational.reparameterise`.
+            generator: source of ε, see :func:`eigenscope.nn.variational.standard_normal`.
 
         Returns:
             û, (B, L, P) float32, to be compared with ``code.companded``, and the code. Errors as :meth:`encode`.

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eigenscope.noise.streams import Streams
+
 LOG_VARIANCES = (-8.0, 4.0)
 """Least and largest log σ² of a posterior."""
 
@@ -22,19 +24,34 @@ def bounded_log_variance(raw: Tensor) -> Tensor:
     return middle + half * F.softsign((raw - middle) / half)
 
 
-def standard_normal(shape: Sequence[int], like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Standard normal numbers on the device and in the dtype of ``like``, from a generator on any device."""
+def standard_normal(shape: Sequence[int], like: Tensor, generator: torch.Generator | Streams | None = None) -> Tensor:
+    """Standard normal numbers on the device and in the dtype of ``like``, from a source on any device.
+
+    Args:
+        shape: of the numbers.
+        like: says where and of what kind they are.
+        generator: a generator, None for torch's global one on that device, or streams, one for each entry of the
+            first dimension, whose numbers then do not depend on what else is drawn with it; these are as fine as
+            float32.
+
+    Raises:
+        ValueError: there are more or fewer streams than entries.
+    """
+    if isinstance(generator, Streams):
+        if len(generator) != shape[0]:
+            raise ValueError(f"generator must have a stream for each of {shape[0]} samples, got {len(generator)}")
+        return generator.normal(math.prod(shape[1:])).view(*shape).to(like)
     device = like.device if generator is None else generator.device
     return torch.randn(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
 
 
-def reparameterise(mu: Tensor, log_variance: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def reparameterise(mu: Tensor, log_variance: Tensor, generator: torch.Generator | Streams | None = None) -> Tensor:
     """A draw z = μ + σ ε with ε ~ N(0, 1), differentiable in both (Kingma and Welling 2014). In evaluation use μ.
 
     Args:
         mu: any shape.
         log_variance: log σ², same shape.
-        generator: source of ε, on any device; None is torch's global one on the device of ``mu``.
+        generator: source of ε, see :func:`standard_normal`.
     """
     return mu + (0.5 * log_variance).exp() * standard_normal(mu.shape, mu, generator)
 
@@ -44,15 +61,16 @@ def kl_divergence(mu: Tensor, log_variance: Tensor) -> Tensor:
     return 0.5 * (mu.square() + torch.expm1(log_variance) - log_variance)
 
 
-def free_bits(kl_per_dimension: Tensor, floor: float) -> Tensor:
+def free_bits(kl_per_dimension: Tensor, floor: float, mean: Tensor | None = None) -> Tensor:
     """max(mean over the batch of KL_j, floor), a number a dimension (Kingma et al. 2016, equation 15).
 
     A dimension whose mean over everything but the last axis is below the floor has no gradient: information up to the
-    floor is free. It is the mean that is compared, not each sample; over ranks, that of each rank's batch.
+    floor is free. It is the mean that is compared, not each sample.
 
     Args:
         kl_per_dimension: (..., d) in nats.
         floor: in nats a dimension, at least 0.
+        mean: (d,), what is compared where the batch is a part of a larger one; None is the mean of what is given.
 
     Returns:
         (d,) in nats.
@@ -62,7 +80,8 @@ def free_bits(kl_per_dimension: Tensor, floor: float) -> Tensor:
     """
     if not 0 <= floor < math.inf:
         raise ValueError(f"floor must be a finite number >= 0, got {floor}")
-    return _batch_mean(kl_per_dimension).clamp_min(floor)
+    own = _batch_mean(kl_per_dimension)
+    return own.clamp_min(floor) if mean is None else own.where(mean > floor, floor)
 
 
 def active_dimensions(kl_per_dimension: Tensor, threshold: float = 0.1) -> Tensor:

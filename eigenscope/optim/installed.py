@@ -1,24 +1,34 @@
-"""The installed emerging-optimizers, and whether it has what is built on it."""
+"""The installed emerging-optimizers, and whether it has what is built on it.
+
+Its import takes a second or two, so the modules that use it import it when their first optimizer is made.
+"""
 
 import inspect
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
+from types import ModuleType
 
+EMERGING_OPTIMIZERS = "emerging_optimizers"  # the module; errors about it carry this as their name
 _NEEDED = ">=0.3,<0.4"
 
 
-def check_arguments(optimizer: type, arguments: set[str]) -> None:
-    """Checks that a class of emerging-optimizers takes these arguments.
+def check_functions(module: ModuleType, functions: Mapping[str, Collection[str]]) -> None:
+    """Checks that a module of emerging-optimizers has functions that take these arguments.
 
     Args:
-        optimizer: the class.
-        arguments: names of its constructor's arguments.
+        module: the module.
+        functions: by name, their arguments that are used.
 
     Raises:
         ImportError: it lacks some; the message names them, the installed version and the version needed.
     """
-    missing = sorted(arguments - set(inspect.signature(optimizer).parameters))
-    if missing:
-        raise missing_from_library(f"{optimizer.__name__} without {', '.join(missing)}")
+    for name, arguments in functions.items():
+        function = getattr(module, name, None)
+        if function is None:
+            raise missing_from_library(f"no {module.__name__}.{name}")
+        missing = sorted(set(arguments) - set(inspect.signature(function).parameters))
+        if missing:
+            raise missing_from_library(f"{name} without {', '.join(missing)}")
 
 
 def missing_from_library(what: str) -> ImportError:
@@ -29,5 +39,6 @@ def missing_from_library(what: str) -> ImportError:
     """
     return ImportError(
         f"emerging-optimizers {version('emerging-optimizers')} is installed, with {what}; eigenscope.optim needs "
-        f"emerging-optimizers{_NEEDED}"
+        f"emerging-optimizers{_NEEDED}",
+        name=EMERGING_OPTIMIZERS,
     )

@@ -1,20 +1,16 @@
 """Muon at a stated matmul precision, with a momentum that schedules cycle as they do Adam's."""
 
 import math
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch.optim.optimizer import ParamsT
 
-from eigenscope.optim.installed import missing_from_library
-from eigenscope.optim.matmul_precision import MatmulPrecision, check_precision
+from eigenscope.optim.installed import check_functions, missing_from_library
+from eigenscope.optim.matmul_precision import MatmulPrecision, check_precision, matmul_precision
 from eigenscope.optim.matrix_optimizer import MatrixOptimizer
-
-try:
-    from emerging_optimizers.orthogonalized_optimizers.muon_utils import newton_schulz
-    from emerging_optimizers.utils import fp32_matmul_precision
-except ImportError as error:
-    raise missing_from_library("no emerging_optimizers.orthogonalized_optimizers.muon_utils.newton_schulz") from error
 
 
 class Muon(MatrixOptimizer):
@@ -39,6 +35,7 @@ class Muon(MatrixOptimizer):
 
     Raises:
         ValueError: an argument is out of range, or a parameter is not 2-D.
+        ImportError: another version of emerging-optimizers is installed.
     """
 
     def __init__(
@@ -61,6 +58,7 @@ class Muon(MatrixOptimizer):
         if num_ns_steps < 1:
             raise ValueError(f"num_ns_steps must be at least 1, got {num_ns_steps}")
         check_precision("fp32_matmul_prec", fp32_matmul_prec)
+        _library()  # refused now rather than at the first step
         defaults = {
             "lr": lr,
             "betas": tuple(betas),
@@ -85,9 +83,19 @@ class Muon(MatrixOptimizer):
         if not state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
         momentum = state["momentum_buffer"].lerp_(gradient, 1 - beta)
-        with fp32_matmul_precision(group["fp32_matmul_prec"]):
+        with matmul_precision(group["fp32_matmul_prec"]):
             ahead = gradient.lerp(momentum, beta) if group["nesterov"] else momentum
-            update = newton_schulz(ahead, steps=group["num_ns_steps"], coefficient_type="quintic")
+            update = _library().newton_schulz(ahead, steps=group["num_ns_steps"], coefficient_type="quintic")
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         scale = group["update_rms"] * math.sqrt(max(parameter.shape))
         parameter.add_(update, alpha=-group["lr"] * scale)
+
+
+@cache
+def _library() -> ModuleType:
+    try:
+        from emerging_optimizers.orthogonalized_optimizers import muon_utils
+    except ImportError as error:
+        raise missing_from_library("no emerging_optimizers.orthogonalized_optimizers.muon_utils") from error
+    check_functions(muon_utils, {"newton_schulz": {"x", "steps", "coefficient_type"}})
+    return muon_utils  # type: ignore[no-any-return]  # emerging-optimizers ships no types

@@ -1,32 +1,35 @@
 """SOAP and REKLS: Adam in the eigenbases of Shampoo's factors, at a stated matmul precision."""
 
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, get_args
 
 import torch
+from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from eigenscope.linalg.tf32 import emulate_tf32 as emulating_tf32
-from eigenscope.optim.installed import check_arguments, missing_from_library
-from eigenscope.optim.matmul_precision import MatmulPrecision, check_precision
+from eigenscope.optim.matmul_precision import MatmulPrecision, check_precision, matmul_precision
 from eigenscope.optim.matrix_optimizer import MatrixOptimizer
-
-try:
-    from emerging_optimizers.soap import SOAP as _LibrarySOAP
-except ImportError as error:
-    raise missing_from_library("no emerging_optimizers.soap.SOAP") from error
-
-check_arguments(_LibrarySOAP, {"fp32_matmul_prec", "qr_fp32_matmul_prec", "use_eigh", "use_kl_shampoo"})
+from eigenscope.optim.soap_step import (
+    adam_update,
+    decay,
+    first_state,
+    follow_bases,
+    follow_factors,
+    into_bases,
+    library,
+    out_of_bases,
+    scale_down,
+)
 
 WeightDecayMethod = Literal["decoupled", "independent", "l2", "palm"]
 """Decoupled: p ← p − lr·λp. Independent: p ← p − λp. L2: g ← g + λp. Palm: p ← p − lr²·λp."""
 
-_library_step = _LibrarySOAP.step  # now: torch adds step hooks to it once somebody makes one, and ours has its own
 
-
-class SOAP(MatrixOptimizer, _LibrarySOAP):  # type: ignore[misc]  # emerging-optimizers ships no types
+class SOAP(MatrixOptimizer):
     """SOAP over emerging-optimizers, with both matmul precisions explicit and ``"highest"`` unless asked otherwise.
 
     For an m×n gradient G it keeps L ← β L + (1−β) G Gᵀ and R ← β R + (1−β) Gᵀ G, their eigenbases Q_L and Q_R by one
@@ -65,6 +68,7 @@ class SOAP(MatrixOptimizer, _LibrarySOAP):  # type: ignore[misc]  # emerging-opt
 
     Raises:
         ValueError: an argument is out of range, or a parameter is not 2-D.
+        ImportError: another version of emerging-optimizers is installed.
     """
 
     def __init__(
@@ -108,29 +112,49 @@ class SOAP(MatrixOptimizer, _LibrarySOAP):  # type: ignore[misc]  # emerging-opt
             "qr_fp32_matmul_prec": qr_fp32_matmul_prec,
         }.items():
             check_precision(name, precision)
+        library()  # refused now rather than at the first step
+        self.weight_decay_method = weight_decay_method
+        self.nesterov = nesterov
+        self.correct_bias = correct_bias
+        self.fp32_matmul_prec = fp32_matmul_prec
+        self.qr_fp32_matmul_prec = qr_fp32_matmul_prec
+        self.power_iter_steps = power_iter_steps
+        self.max_update_rms = max_update_rms
+        self.use_kl_shampoo = use_kl_shampoo
+        self.use_eigh = False
         self.emulate_tf32 = emulate_tf32
-        _LibrarySOAP.__init__(
-            self,
-            params,
-            lr,
-            betas,
-            shampoo_beta,
-            eps,
-            weight_decay,
-            weight_decay_method=weight_decay_method,
-            nesterov=nesterov,
-            correct_bias=correct_bias,
-            fp32_matmul_prec=fp32_matmul_prec,
-            use_eigh=False,
-            qr_fp32_matmul_prec=qr_fp32_matmul_prec,
-            power_iter_steps=power_iter_steps,
-            max_update_rms=max_update_rms,
-            use_kl_shampoo=use_kl_shampoo,
-        )
+        defaults = {"lr": lr, "betas": betas, "shampoo_beta": shampoo_beta, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults)
 
     def _update_parameters(self) -> None:
         with self._arithmetic():
-            _library_step(self)
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        self._update(parameter, group)
+
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        gradient = parameter.grad.float()  # type: ignore[union-attr]  # the caller has looked
+        state = self.state[parameter]
+        if not state:
+            state.update(first_state(parameter))
+        step, beta = state["step"] + 1, group["shampoo_beta"]
+        if self.correct_bias:
+            beta = 1 - (1 - beta) / (1 - beta**step)
+        with matmul_precision(self.fp32_matmul_prec):
+            follow_factors(state, gradient, beta, group["eps"] if self.use_kl_shampoo else None)
+        with matmul_precision(self.qr_fp32_matmul_prec):
+            follow_bases(state, self.use_eigh or step == 1, self.power_iter_steps)  # iteration goes on from a basis
+        decay(parameter, gradient, self.weight_decay_method, group["weight_decay"], group["lr"])
+        with matmul_precision(self.fp32_matmul_prec):
+            turned = into_bases(state, gradient)
+        settings = {"correct_bias": self.correct_bias, "nesterov": self.nesterov, "step": step}
+        update = adam_update(state, turned, betas=group["betas"], eps=group["eps"], **settings)
+        with matmul_precision(self.fp32_matmul_prec):
+            update = out_of_bases(state, update)
+        scale_down(update, self.max_update_rms)
+        parameter.add_(update, alpha=-group["lr"])
+        state["step"] = step
 
     def __getstate__(self) -> dict[str, Any]:
         # torch's own leaves out the settings that are not options of a group
@@ -171,6 +195,7 @@ class REKLS(SOAP):
 
     Raises:
         ValueError: an argument is out of range, or a parameter is not 2-D.
+        ImportError: another version of emerging-optimizers is installed.
     """
 
     def __init__(
@@ -210,5 +235,6 @@ class REKLS(SOAP):
 
 
 def is_soap(optimizer: object) -> bool:
-    """Whether it is a SOAP of emerging-optimizers, this package's included."""
-    return isinstance(optimizer, _LibrarySOAP)
+    """Whether it is a SOAP of emerging-optimizers or of this package."""
+    theirs = sys.modules.get("emerging_optimizers.soap")  # before it is imported nobody has one of its optimizers
+    return isinstance(optimizer, SOAP) or (theirs is not None and isinstance(optimizer, theirs.SOAP))

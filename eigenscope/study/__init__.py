@@ -3,6 +3,7 @@
 from eigenscope.study.battery_table import battery_table
 from eigenscope.study.comparison import ArmSummary, Difference, Spread, compare_arms, comparison_table
 from eigenscope.study.result import EpochResult, RunResult, Score, StoppedRun, scored
+from eigenscope.study.run_record import RunRecord, update_record
 from eigenscope.study.scoreboard import add_to_scoreboard, read_scoreboard, scoreboard_table
 from eigenscope.text import duration, text_table
 
@@ -10,6 +11,7 @@ __all__ = [
     "ArmSummary",
     "Difference",
     "EpochResult",
+    "RunRecord",
     "RunResult",
     "Score",
     "Spread",
@@ -23,4 +25,5 @@ __all__ = [
     "scoreboard_table",
     "scored",
     "text_table",
+    "update_record",
 ]

@@ -12,15 +12,18 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from filelock import FileLock
 
+from eigenscope.command.parser import UsageError
 from eigenscope.files import replace_atomically
 from eigenscope.study.comparison import ArmSummary, compare_arms, comparison_table
 from eigenscope.study.result import RunResult, StoppedRun
+from eigenscope.study.run_record import FILE_NAME, RunRecord
 from eigenscope.study.scoreboard import read_scoreboard, scoreboard_table
+from eigenscope.study.unlike_runs import unlike_runs
 from eigenscope.text import duration, text_table
 
 Config = dict[str, Any]
@@ -51,10 +54,10 @@ class PlannedRun:
 
     def outcome(self) -> Outcome | None:
         """What came of it, if the run was trained to its end or to a number that was not finite."""
-        for name, kind in (("result.json", RunResult), ("stopped.json", StoppedRun)):
-            if (self.folder / name).exists():
-                return kind.load(self.folder / name)
-        return None
+        if not (self.folder / FILE_NAME).exists():
+            return None
+        record = RunRecord.load(self.folder)
+        return {"finished": record.result, "stopped": record.stopped}.get(record.outcome)
 
     def train(self) -> Outcome:
         """Trains in a new process; what an earlier attempt left that did not finish is renamed, not removed.
@@ -76,12 +79,12 @@ class PlannedRun:
         asked.write_text(yaml.safe_dump(self.config, sort_keys=False))
         command = [sys.executable, "-m", "cli", "fit", "--config", str(asked)]
         code = subprocess.run(command, check=False).returncode
-        if code and not (self.folder / "stopped.json").exists():
+        outcome = self.outcome()
+        if code and not isinstance(outcome, StoppedRun):
             alone = shlex.join([*command, "--trainer.logger", "false"])
             raise SystemExit(f"{self} failed with exit code {code}; finished runs are kept. To see it alone: {alone}")
-        outcome = self.outcome()
         if outcome is None:
-            raise SystemExit(f"{self} left no {self.folder / 'result.json'}: it never logged its Scoreboard's score")
+            raise SystemExit(f"{self} left no result in {self.folder}: it never logged its Scoreboard's score")
         return outcome
 
     def __str__(self) -> str:
@@ -106,21 +109,27 @@ def _unfit(config: Config) -> str | None:
     return None
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"compare: {message}")
+
+
 def compare_main(args: list[str], resolve: Callable[[list[str]], Config]) -> list[ArmSummary]:
     """Runs ``compare``.
 
     Args:
         args: the command line after ``compare``.
-        resolve: turns the arguments of ``fit`` into a full configuration, or exits with a message.
+        resolve: turns the arguments of ``fit`` into a full configuration, or raises :class:`UsageError`.
 
     Returns:
         A summary per arm, in the order of the command line; arms with a run that was stopped are left out, and if the
         first is, differences are to the next.
 
     Raises:
-        SystemExit: the arguments are wrong or a run failed.
+        UsageError: the arguments are wrong; nothing was trained.
+        SystemExit: a run failed.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="cli.py compare",
         allow_abbrev=False,
         description="Trains each configuration with each seed and prints the head-to-head: mean ± standard deviation "
@@ -152,7 +161,10 @@ def compare_main(args: list[str], resolve: Callable[[list[str]], Config]) -> lis
 
     resolved = {}
     for name, files in zip(names, options.config, strict=True):
-        resolved[name] = resolve([*(part for file in files for part in ("--config", file)), *overrides])
+        try:
+            resolved[name] = resolve([*(part for file in files for part in ("--config", file)), *overrides])
+        except UsageError as error:
+            raise UsageError(f"arm {name}: {error}") from error
         problem = _unfit(resolved[name])
         if problem is not None:
             parser.error(f"arm {name}: {problem}")
@@ -169,6 +181,7 @@ def compare_main(args: list[str], resolve: Callable[[list[str]], Config]) -> lis
         [
             *([_stopped_table(outcomes)] if len(whole) < len(names) else []),
             *([comparison_table(summaries)] if whole else []),
+            *unlike_runs({str(run): RunRecord.load(run.folder).card for run, _ in outcomes}),
         ]
     )
     target = options.dir / ("-vs-".join(names) + ".json")

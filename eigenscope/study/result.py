@@ -1,12 +1,8 @@
 """What a finished training run leaves behind."""
 
-import json
 import statistics
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
-
-from eigenscope.files import replace_atomically
 
 
 @dataclass(frozen=True)
@@ -83,6 +79,7 @@ class RunResult:
         epochs: at least one, at least one of them with the score.
         score: what the run is judged by.
         precision: that the run computed in, as Lightning names it.
+        optimizer: class names of those that took the steps, such as ``SOAP+AdamW``.
         protocol: what it was validated on, as the data module names it; empty if it does not say.
         test: figures of the test set at the best epoch, read once after training; empty if it was not read.
 
@@ -98,6 +95,7 @@ class RunResult:
     epochs: tuple[EpochResult, ...]
     score: Score = Score()
     precision: str = ""
+    optimizer: str = ""
     protocol: str = ""
     test: dict[str, float] = field(default_factory=dict)
 
@@ -126,15 +124,13 @@ class RunResult:
         """Median over epochs."""
         return statistics.median(row.seconds for row in self.epochs)
 
-    def save(self, path: Path) -> None:
-        """Writes JSON, whole or not at all."""
-        with replace_atomically(path) as aside:
-            aside.write_text(json.dumps(asdict(self), indent=1))
-
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Reads what :meth:`save` wrote; keys that a later version may have added are passed over."""
-        content: dict[str, Any] = json.loads(path.read_text())
+    def from_json(cls, content: dict[str, Any]) -> Self:
+        """From the plain values of its fields; keys that a later version may have added are passed over.
+
+        Raises:
+            KeyError, TypeError: a field is missing.
+        """
         known = {entry.name: content[entry.name] for entry in fields(cls) if entry.name in content}
         epochs = tuple(EpochResult(**row) for row in known["epochs"])
         return cls(**known | {"epochs": epochs, "score": Score(**known["score"])})
@@ -146,16 +142,6 @@ class StoppedRun:
 
     step: int
     reason: str
-
-    def save(self, path: Path) -> None:
-        """Writes JSON, whole or not at all."""
-        with replace_atomically(path) as aside:
-            aside.write_text(json.dumps(asdict(self), indent=1))
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Reads what :meth:`save` wrote."""
-        return cls(**json.loads(path.read_text()))
 
 
 def scored(epochs: tuple[EpochResult, ...] | list[EpochResult], score: Score) -> list[tuple[float, int]]:

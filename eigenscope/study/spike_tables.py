@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from eigenscope.study.spike_response import SpikeResponse
+from eigenscope.text import markdown_table
 
 Angles = Mapping[tuple[int, str], tuple[float, float]]
 """(top-1, top-k) angle of Q_L in degrees, by step and frame."""
@@ -138,18 +139,6 @@ def response_table(responses: Sequence[tuple[str, int, float, SpikeResponse]]) -
         cells += [f"+{response.extreme_after}", *("none within the run" if n is None else f"+{n}" for n in back)]
         rows.append(cells)
     return markdown_table(header, rows)
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns are aligned as they stand: the first to the left, the others to the right."""
-    widths = [max(3, *(len(row[column]) for row in (header, *rows))) for column in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = (f"{cell:{'<' if i == 0 else '>'}{widths[i]}}" for i, cell in enumerate(cells))
-        return f"| {' | '.join(padded)} |"
-
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join([line(header), line(rule), *map(line, rows)])
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

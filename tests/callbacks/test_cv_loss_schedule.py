@@ -148,8 +148,8 @@ def test_what_is_logged(tmp_path):
     logger = TensorBoardLogger(tmp_path, name=None, version="run")
     trainer = fit(module(), callback, steps=24, count=32, logger=logger)  # 6 epochs of 4 batches
     figures = events(tmp_path / "run")
-    names = ["degenerate", "ema", "gradient_norm", "measured", "proximity", "reconstruction_gradient_norm"]
-    names += ["standard_error", "target", "weight"]
+    names = ["degenerate", "ema", "gradient_norm", "lower", "measured", "proximity", "reconstruction_gradient_norm"]
+    names += ["standard_error", "target", "upper", "weight"]
     assert {tag for tag in figures if tag.startswith("cv_M/")} == {f"cv_M/{name}" for name in names}
     weights = [20.0] * 4 + [20.0, 17.5, 15.0, 12.5] + [10.0] * 4
     assert [value for _, value in figures["cv_M/weight"]] == weights
@@ -157,6 +157,9 @@ def test_what_is_logged(tmp_path):
     assert [value for _, value in figures["cv_M/target"]] == pytest.approx([TARGET] * 12)
     errors = torch.tensor([value for _, value in figures["cv_M/standard_error"]])
     values = torch.tensor([value for _, value in figures["cv_M/measured"]])
+    for end, side in (("lower", -1), ("upper", 1)):
+        band = torch.tensor([value for _, value in figures[f"cv_M/{end}"]])
+        torch.testing.assert_close(band, values + side * 2 * errors)
     assert ((values - TARGET).abs() < 5 * errors + 0.03).all()
     assert min(value for _, value in figures["cv_M/gradient_norm"]) > 0
     ema = values[0]

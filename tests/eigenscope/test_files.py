@@ -1,3 +1,4 @@
+import errno
 import os
 import stat
 
@@ -33,3 +34,12 @@ def test_others_may_read_what_the_umask_lets_them(tmp_path):
     finally:
         os.umask(umask)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o644
+
+
+def test_an_error_of_the_system_names_the_file(tmp_path):
+    path = tmp_path / "file"
+    with pytest.raises(OSError, match="No space left") as full, replace_atomically(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(FileNotFoundError) as other, replace_atomically(path):
+        (tmp_path / "another").read_text()
+    assert (full.value.filename, other.value.filename) == (str(path), str(tmp_path / "another"))

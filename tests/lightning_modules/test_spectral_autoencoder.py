@@ -100,6 +100,9 @@ def test_geometry_stands_beside_its_baselines():
     torch.testing.assert_close(logged["geometry_M/S0_random"], random[:, 0].mean(), rtol=0.02, atol=0)
     assert float(logged["geometry_M/cv_random"]) == pytest.approx(expected_cv(4))
     assert 0 < logged["geometry_M/cv_standard_error"] < 0.1
+    for end, side in (("lower", -1), ("upper", 1)):
+        expected = logged["geometry_M/cv"] + side * 2 * logged["geometry_M/cv_standard_error"]
+        torch.testing.assert_close(logged[f"geometry_M/cv_{end}"], expected)
 
 
 def test_the_untrained_baseline_survives_a_checkpoint(tmp_path):
@@ -151,7 +154,7 @@ def test_the_whole_gradient_is_clipped_to_the_loss():
         tested = module(clip_to_loss=True, cross_attention_clip=None)
         images, labels = samples()
         tested.log = lambda *args, **options: None
-        tested._trainer = SimpleNamespace(global_step=1)
+        tested._trainer = SimpleNamespace(global_step=1, world_size=1)
         loss = tested.training_step((scale * images, labels), 0)
         (1e6 * loss).backward()
         tested.on_before_optimizer_step(None)

@@ -14,7 +14,9 @@ from eigenscope.nn.variational import (
     kl_divergence,
     kl_weight,
     reparameterise,
+    standard_normal,
 )
+from eigenscope.noise.streams import Streams, stream_key
 
 
 def numbers(*shape, seed=0):
@@ -114,3 +116,29 @@ def test_free_bits_are_checked(floor):
 def test_the_warm_up_is_checked(arguments, message):
     with pytest.raises(ValueError, match=message):
         kl_weight(*arguments)
+
+
+def test_a_stream_for_each_sample_does_not_know_its_batch():
+    key, places = stream_key(3), torch.tensor([5, 2, 9])
+    mu, log_variance = numbers(3, 4, 2, 8), numbers(3, 4, 2, 8, seed=1)
+    z = reparameterise(mu, log_variance, Streams(key, places))
+    for number, place in enumerate(places):
+        alone = reparameterise(mu[number, None], log_variance[number, None], Streams(key, place[None]))
+        assert torch.equal(alone[0], z[number])
+    noise = standard_normal((2000, 4, 8), mu.double(), Streams(key, torch.arange(2000)))
+    assert noise.dtype == torch.float64
+    assert abs(float(noise.mean())) < 5 / 64_000**0.5
+    assert abs(float(noise.square().mean()) - 1) < 5 * (2 / 64_000) ** 0.5
+    with pytest.raises(ValueError, match="a stream for each of 3 samples, got 2"):
+        reparameterise(mu, log_variance, Streams(key, places[:2]))
+
+
+def test_free_bits_compare_the_mean_of_the_larger_batch():
+    parts = [torch.tensor([[0.0, 0.2, 0.3]], requires_grad=True), torch.tensor([[0.4, 0.0, 0.1]], requires_grad=True)]
+    whole = torch.cat([part.detach() for part in parts]).requires_grad_()
+    free_bits(whole, 0.15).sum().backward()
+    mean = whole.detach().mean(0)
+    losses = [free_bits(part, 0.15, mean) for part in parts]
+    torch.testing.assert_close((losses[0] + losses[1]) / 2, free_bits(whole, 0.15))
+    (torch.stack(losses).sum() / 2).backward()
+    torch.testing.assert_close(torch.cat([part.grad for part in parts]), whole.grad)

@@ -5,9 +5,10 @@ import pickle
 import pytest
 import torch
 from emerging_optimizers.orthogonalized_optimizers import Muon as LibraryMuon
+from emerging_optimizers.orthogonalized_optimizers import muon_utils
 from torch import nn
 
-from eigenscope.optim import Muon
+from eigenscope.optim import Muon, muon
 
 SHAPES = [(6, 4), (4, 9)]
 
@@ -119,3 +120,10 @@ def test_wrong_arguments_are_named(argument, value):
 def test_what_is_not_a_matrix_is_named():
     with pytest.raises(ValueError, match=r"params of Muon must be 2-D, got parameter gain of shape \(3,\)"):
         Muon([("gain", nn.Parameter(torch.ones(3)))])
+
+
+def test_another_version_of_the_library_is_refused_when_an_optimizer_is_made(monkeypatch):
+    monkeypatch.delattr(muon_utils, "newton_schulz")
+    muon._library.cache_clear()
+    with pytest.raises(ImportError, match=r"is installed, with no \S+muon_utils.newton_schulz; .*>=0.3,<0.4"):
+        Muon(weights())

@@ -1,14 +1,16 @@
 import copy
 import pickle
+import sys
 from itertools import combinations
 
+import emerging_optimizers.soap
 import pytest
 import torch
 from emerging_optimizers.soap import SOAP as LibrarySOAP
+from emerging_optimizers.soap import soap as library
 from torch import nn
 
-from eigenscope.optim import REKLS, SOAP, installed
-from eigenscope.optim.installed import check_arguments
+from eigenscope.optim import REKLS, SOAP, installed, soap_step
 
 SHAPES = [(6, 4), (4, 9)]
 
@@ -42,6 +44,9 @@ def tensors(optimizer):
         (SOAP, {"lr": 0.1, "betas": (0.5, 0.7)}, {}),
         (SOAP, {"shampoo_beta": 0.5, "eps": 1e-3, "weight_decay": 0.3}, {}),
         (SOAP, {"weight_decay_method": "l2", "nesterov": True, "correct_bias": False}, {}),
+        (SOAP, {"weight_decay_method": "independent", "weight_decay": 0.3}, {}),
+        (SOAP, {"weight_decay_method": "palm", "weight_decay": 0.3, "lr": 0.1}, {}),
+        (SOAP, {"weight_decay": 0.0}, {}),
         (SOAP, {"power_iter_steps": 3, "max_update_rms": 0.1}, {}),
         (SOAP, {"use_kl_shampoo": True}, {}),
         (REKLS, {"eps": 1e-3}, {"use_kl_shampoo": True, "use_eigh": True}),
@@ -205,12 +210,37 @@ def test_what_is_not_a_matrix_is_named():
         REKLS([nn.Parameter(torch.ones(2, 3, 4))])
 
 
-def test_another_version_of_the_library_is_named(monkeypatch):
-    class Old:
-        def __init__(self, params, lr, fp32_matmul_prec): ...
-
+@pytest.fixture
+def another_version(monkeypatch):
+    """emerging-optimizers 0.1.7, as the test changes it, looked at anew."""
     monkeypatch.setattr(installed, "version", lambda _: "0.1.7")
-    with pytest.raises(
-        ImportError, match=r"emerging-optimizers 0.1.7 is installed, with Old without qr_fp.*>=0.3,<0.4"
-    ):
-        check_arguments(Old, {"fp32_matmul_prec", "qr_fp32_matmul_prec"})
+    soap_step.library.cache_clear()
+    yield monkeypatch
+    soap_step.library.cache_clear()
+
+
+@pytest.mark.parametrize("kind", [SOAP, REKLS])
+def test_a_version_of_the_library_without_a_function_is_refused_when_an_optimizer_is_made(kind, another_version):
+    another_version.delattr(library, "update_kronecker_factors_kl_shampoo")
+    with pytest.raises(ImportError, match=r"optimizers 0.1.7 is installed, with no \S+_kl_shampoo; .*>=0.3,<0.4"):
+        kind(weights())
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "lacking"),
+    [
+        (library, "update_eigenbasis_and_exp_avgs", "eigenbasis_list, exp_avg_sq, power_iter_steps, use_eigh"),
+        (library.update_functions, "calculate_adam_update", "betas, correct_bias, eps, nesterov, step"),
+    ],
+)
+def test_a_version_of_the_library_whose_functions_lack_arguments_is_refused(module, name, lacking, another_version):
+    another_version.setattr(module, name, lambda kronecker_factor_list, exp_avg: None)
+    with pytest.raises(ImportError, match=f"with {name} without {lacking}; "):
+        SOAP(weights())
+
+
+def test_a_version_of_the_library_without_the_module_is_refused(another_version):
+    another_version.delattr(emerging_optimizers.soap, "soap")
+    another_version.setitem(sys.modules, "emerging_optimizers.soap.soap", None)
+    with pytest.raises(ImportError, match=r"0.1.7 is installed, with no emerging_optimizers.soap.soap; "):
+        SOAP(weights())

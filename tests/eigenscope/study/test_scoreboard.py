@@ -63,7 +63,12 @@ def test_a_board_of_an_earlier_version_is_read(tmp_path):
     path = tmp_path / "scoreboard.csv"
     path.write_text("name,best,epoch\nold,0.5,3\n")
     add_to_scoreboard(path, result("new", 0.75))
-    assert [row["name"] for row in read_scoreboard(path)] == ["old", "new"]
+    rows = read_scoreboard(path)
+    assert [row["name"] for row in rows] == ["old", "new"]
+    assert [line.split()[:3] for line in scoreboard_table(rows).splitlines()[2:]] == [
+        ["new", "0", "75.00"],
+        ["old", "-", "50.00"],
+    ]
 
 
 def test_another_file_is_not_overwritten(tmp_path):
@@ -72,6 +77,41 @@ def test_another_file_is_not_overwritten(tmp_path):
     with pytest.raises(ValueError, match="is not a scoreboard"):
         add_to_scoreboard(path, result("run", 0.5))
     assert path.read_text() == "a,b\n1,2\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("name,best\nrun,high\n", "row 1 has 'high' for best, which must be a number"),
+        ("name,best\nrun,\n", "row 1 has '' for best, which must be a number"),
+        ("name,best,parameters\na,1,2\nb,1,2.5\n", "row 2 has '2.5' for parameters, which must be a number"),
+        ("name,best,score\na,1,train/acc\n", "row 1 has the score 'train/acc', which must begin with 'val/'"),
+        ("", "its columns must be name, score, "),
+    ],
+)
+def test_what_could_not_be_shown_is_refused_when_it_is_read(tmp_path, content, message):
+    path = tmp_path / "scoreboard.csv"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"{path} is not a scoreboard: {message}"):
+        read_scoreboard(path)
+
+
+def test_a_folder_and_bytes_are_no_scoreboards(tmp_path):
+    with pytest.raises(ValueError, match="is not a scoreboard"):
+        read_scoreboard(tmp_path)
+    (tmp_path / "scoreboard.csv").write_bytes(b"name,best\n\xff\xfe,1\n")
+    with pytest.raises(ValueError, match="is not a scoreboard"):
+        read_scoreboard(tmp_path / "scoreboard.csv")
+
+
+def test_the_optimizer_tells_runs_of_one_name_apart(tmp_path):
+    path = tmp_path / "scoreboard.csv"
+    for optimizer in ("SOAP+AdamW", "AdamW"):
+        add_to_scoreboard(path, result("demo", 0.5, optimizer=optimizer))
+    assert [row["optimizer"] for row in read_scoreboard(path)] == ["SOAP+AdamW", "AdamW"]
+    header, _, *lines = scoreboard_table(read_scoreboard(path)).splitlines()
+    assert header.split()[-3] == "optimizer"
+    assert [line.split()[-3] for line in lines] == ["SOAP+AdamW", "AdamW"]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3661, "1:01:01")])

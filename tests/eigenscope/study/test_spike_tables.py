@@ -4,7 +4,6 @@ from eigenscope.study.spike_response import SpikeResponse
 from eigenscope.study.spike_tables import (
     angle_table,
     growth_table,
-    markdown_table,
     read_angles,
     read_spectrum,
     response_table,
@@ -102,8 +101,3 @@ def test_responses_are_rows():
     response = SpikeResponse(0.23, 0.43, 12.34, 1, 231, None)
     _, row = cells(response_table([("SOAP", 50, 1e3, response)]))
     assert row == ["SOAP", "50", "1e3", "0.23", "0.43", "12.3", "+1", "+231", "none within the run"]
-
-
-def test_columns_are_aligned_and_markdown():
-    table = markdown_table(["name", "n"], [["a", "1"], ["longer", "22"]])
-    assert table.splitlines() == ["| name   |   n |", "| ------ | --: |", "| a      |   1 |", "| longer |  22 |"]

@@ -1,0 +1,94 @@
+"""Checkpoints that are whole, have a predecessor, and load without executing code."""
+
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.serialization import get_unsafe_globals_in_checkpoint
+
+from eigenscope.files import replace_atomically
+
+
+def previous_checkpoint(path: Path) -> Path:
+    """Where the checkpoint is kept that the one at ``path`` has replaced: ``last.previous.ckpt`` of ``last.ckpt``."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Writes a checkpoint, whole or not at all; one of the same name is kept beside it until the next.
+
+    At every moment there is a whole checkpoint under one of the two names, whatever ends the process.
+
+    Args:
+        checkpoint: plain values and tensors.
+        path: of the file; its folder is made.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; what was there before is as it was.
+        ValueError: the checkpoint holds something that could not be read again without executing code.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_atomically(path) as aside:
+        torch.save(checkpoint, aside)
+        unsafe = get_unsafe_globals_in_checkpoint(aside)
+        if unsafe:
+            raise ValueError(f"checkpoint {path} would hold more than plain values and tensors: {', '.join(unsafe)}")
+        if path.exists():
+            with replace_atomically(previous_checkpoint(path)) as other:
+                other.unlink()
+                os.link(path, other)
+
+
+def read_checkpoint(path: Path, map_location: str | torch.device | None = "cpu") -> dict[str, Any]:
+    """Reads a checkpoint without executing code; a damaged one is named, and the one before it read instead.
+
+    Args:
+        path: of the file.
+        map_location: the device of the tensors.
+
+    Raises:
+        ValueError: there is no such file, neither it nor its predecessor can be read, or it holds more than plain
+            values and tensors.
+    """
+    previous = previous_checkpoint(path)
+    if not path.exists() and not previous.exists():
+        raise ValueError(f"checkpoint {path} does not exist")
+    try:
+        return _read(path, map_location)
+    except _DamagedError as damage:
+        if not previous.exists():
+            raise ValueError(f"checkpoint {path} {damage}, and there is none before it") from damage
+        print(f"checkpoint {path} {damage}: going on from the one before it, {previous}", flush=True)
+        try:
+            return _read(previous, map_location)
+        except _DamagedError as too:
+            raise ValueError(f"checkpoint {path} {damage}, and {previous} {too}") from too
+
+
+class _DamagedError(Exception):
+    """A file that is missing, cut short or altered."""
+
+
+def _read(path: Path, map_location: str | torch.device | None) -> dict[str, Any]:
+    if not path.exists():
+        raise _DamagedError("is missing")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch itself does not look at the checksums
+        if damaged is not None:
+            raise _DamagedError(f"is damaged: the checksum of {damaged} is wrong")
+        content: Any = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"checkpoint {path} holds more than plain values and tensors, and reading it could execute code: "
+            f"{', '.join(get_unsafe_globals_in_checkpoint(path)) or error}"
+        ) from error
+    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError) as error:
+        raise _DamagedError(f"is damaged or cut short ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"checkpoint {path} must hold a dictionary, got {type(content).__name__}")
+    return content

@@ -1,0 +1,112 @@
+"""Where a value came from: an option of the command line, or a line of a configuration file."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+_CONFIG = ("--config", "-c")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A key as it was written: its name or its line and name, and its value if that is a scalar."""
+
+    text: str
+    value: str | None
+
+
+def options(args: Sequence[str]) -> list[tuple[str, str]]:
+    """The options of a command line and what follows each: ``--a=b`` and ``--a b`` are ("--a", "b")."""
+    found = []
+    for arg, after in zip(args, [*args[1:], ""], strict=False):
+        if arg.startswith("-"):
+            option, equals, value = arg.partition("=")
+            found.append((option, value if equals else after))
+    return found
+
+
+def config_values(args: Sequence[str]) -> list[str]:
+    """What follows ``--config`` on a command line: names of files, or YAML itself."""
+    return [value for option, value in options(args) if option in _CONFIG and value]
+
+
+def origin(keys: Sequence[Sequence[str]], value: object, args: Sequence[str]) -> str:
+    """Names a key as it was written.
+
+    Args:
+        keys: the parts of the key, or of several keys that may stand for it, the most telling first; ``init_args``
+            between the parts may be missing in what was written.
+        value: what it was set to, which tells several places apart, such as items of a list.
+        args: the command line.
+
+    Returns:
+        ``--a.b`` if it was written on the command line; ``file, line 3: a.b`` of a file; else the last key. What comes
+        later on the command line is looked at first.
+    """
+    wanted = [_without_init_args(key) for key in keys]
+    places = [place for key in wanted for place in _on_command_line(key, args)]
+    places += [place for file in reversed(config_values(args)) for key in wanted for place in _in_file(key, file)]
+    same = [place for place in places if place.value == str(value)]
+    return next((place.text for place in same + places), ".".join(keys[-1]))
+
+
+def _without_init_args(key: Sequence[str]) -> list[str]:
+    return [*(part for part in key[:-1] if part != "init_args"), *key[-1:]]
+
+
+def _on_command_line(wanted: list[str], args: Sequence[str]) -> Iterator[_Place]:
+    for option, text in reversed(options(args)):
+        parts = option.removeprefix("--").rstrip("+").split(".")
+        for length in range(1, len(parts) + 1):
+            if _without_init_args(parts[:length]) == wanted:
+                yield _Place(f"--{'.'.join(parts[:length])}", text if length == len(parts) else None)
+        given = [part for part in parts if part != "init_args"]
+        if given == wanted[: len(given)] != wanted:  # the rest may stand in its value
+            found = _places(_compose(text), wanted[len(given) :])
+            yield from (_Place(f"--{'.'.join(parts)}", value) for _, _, value in found)
+
+
+def _in_file(wanted: list[str], file: str) -> Iterator[_Place]:
+    for keys, line, value in _places(_compose(file), wanted):
+        where = f"{file}, line {line}" if _is_file(file) else "--config"
+        yield _Place(f"{where}: {'.'.join(keys)}", value)
+
+
+def _is_file(source: str) -> bool:
+    try:
+        return Path(source).is_file()
+    except OSError:  # YAML is too long for a name
+        return False
+
+
+def _compose(source: str) -> yaml.Node | None:
+    """The nodes of a file, or of YAML itself; None of anything else."""
+    try:
+        text = Path(source).read_text() if _is_file(source) else source
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+
+
+def _places(
+    node: yaml.Node | None, wanted: Sequence[str], above: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], int, str | None]]:
+    """All places of a key below a node, as (parts, line, scalar); lists and ``init_args`` are looked through."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _places(item, wanted, above)
+    if not isinstance(node, yaml.MappingNode) or not wanted:
+        return
+    for key, value in node.value:
+        name = str(key.value).rstrip("+")
+        if name == "init_args" != wanted[0]:
+            yield from _places(value, wanted, (*above, name))
+        elif name == wanted[0] and len(wanted) > 1:
+            yield from _places(value, wanted[1:], (*above, name))
+        elif name == wanted[0]:
+            for item in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                scalar: str | None = item.value if isinstance(item, yaml.ScalarNode) else None
+                line = (key if scalar is None else item).start_mark.line + 1
+                yield (*above, name), line, scalar

@@ -1,0 +1,69 @@
+"""A parser that says in one sentence what it does not take."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, ClassVar, NoReturn
+
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse._actions import _ActionConfigLoad
+
+
+class UsageError(Exception):
+    """What was asked for cannot be understood; the message is one sentence that says why."""
+
+
+class ExplainingParser(ArgumentParser):
+    """A parser whose refusals are :class:`UsageError` instead of a usage and an exit.
+
+    Attributes:
+        packages: names of packages whose re-exports are the classes that a configuration names.
+        more_subcommands: subcommands that somebody else takes care of.
+    """
+
+    packages: ClassVar[Sequence[str]] = ()
+    more_subcommands: ClassVar[Sequence[str]] = ()
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
+        """Parses.
+
+        Raises:
+            UsageError: it does not.
+        """
+        try:
+            config: Namespace = super().parse_args(*args, **kwargs)
+        except UnicodeDecodeError as error:  # of a file that is no text, which jsonargparse lets through
+            self.error(str(error), error)
+        for action in self._actions:  # jsonargparse takes `trainer: 5` of a file, and fails when it builds one
+            if isinstance(action, _ActionConfigLoad) and not isinstance(config.get(action.dest), Namespace):
+                self.error("", NoOptionsError(action.dest, config.get(action.dest)))
+        return config
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Explains an error, unless this is the parser of a nested class: then the outermost will.
+
+        Raises:
+            UsageError: always, of the outermost parser.
+        """
+        if not self.exit_on_error:
+            super().error(message, ex)
+        try:
+            from eigenscope.command.parse_errors import explain_parse_error  # most command lines need no explanation
+
+            sentence = explain_parse_error(ex or argparse.ArgumentError(None, message), self)
+        except (ImportError, LookupError, AttributeError):  # another jsonargparse inside: its own words, then
+            sentence = " ".join(message.split())
+        raise UsageError(sentence) from ex
+
+
+class NoOptionsError(TypeError):
+    """A group of options was set to a plain value.
+
+    Attributes:
+        group: its key.
+        value: the value.
+    """
+
+    def __init__(self, group: str, value: object) -> None:
+        super().__init__(f"{group} must hold options, got {value}")
+        self.group = group
+        self.value = value

@@ -1,0 +1,113 @@
+"""One rank dies, and so does the run: at once, saying why, leaving nobody behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TIMEOUT = 150  # for the slowest machine: ranks left alone wait for much longer
+DYING = """
+import os, signal, time
+from pathlib import Path
+import torch
+from lightning.pytorch import Callback
+
+class Dying(Callback):
+    def __init__(self, rank: int, how: str, others: str):
+        self.rank, self.how, self.others = rank, how, others
+
+    def on_fit_start(self, trainer, pl_module):
+        Path(f"process{trainer.global_rank}").write_text(str(os.getpid()))
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step < 2:
+            return
+        if trainer.global_rank != self.rank:
+            if self.others == "wait":  # as in a collective that nobody answers
+                time.sleep(1000)
+            return
+        if self.how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.how == "eigensolver":
+            torch.linalg.eigh(torch.full((3, 3), torch.nan))
+        raise OSError("the datum of this rank cannot be read")
+"""
+ARGUMENTS = [
+    *("fit", "--config", str(ROOT / "configs" / "demo.yaml")),
+    "--model.init_args.lr_scheduler=null",
+    "--model.init_args.net.init_args.width=16",
+    "--model.init_args.net.init_args.depth=2",
+    "--model.init_args.net.init_args.num_heads=2",
+    "--data.init_args.train_size=200",
+    "--data.init_args.test_size=100",
+    "--data.init_args.batch_size=20",
+    "--data.init_args.num_workers=0",
+    "--trainer.accelerator=cpu",
+    "--trainer.max_epochs=1",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.strategy=ddp",
+    "--trainer.devices=2",
+]
+
+
+def is_running(process):
+    """Whether a process is there, and not merely unread of by its parent."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state not in "ZX"
+
+
+def run(folder, launcher, rank, how, others):
+    """The exit code, what was printed on stderr and the ranks that are left."""
+    (folder / "dying.py").write_text(DYING)
+    callback = f"{{class_path: dying.Dying, init_args: {{rank: {rank}, how: {how}, others: {others}}}}}"
+    command = [sys.executable, "-W", "ignore", "-m", *launcher, "cli", *ARGUMENTS, f"--trainer.callbacks+={callback}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    until = time.monotonic() + TIMEOUT
+    with (folder / "err").open("w") as err:
+        options = {"cwd": folder, "env": environment, "stdout": subprocess.DEVNULL, "stderr": err}
+        launched = subprocess.Popen(command, start_new_session=True, **options)
+    try:
+        code = launched.wait(TIMEOUT)
+        ranks = [int(path.read_text()) for path in folder.glob("process*")]
+        while any(map(is_running, ranks)) and time.monotonic() < until:
+            time.sleep(0.1)
+        left = [process for process in ranks if is_running(process)]
+    finally:
+        for process in [launched.pid, *(int(path.read_text()) for path in folder.glob("process*"))]:
+            if is_running(process):
+                os.kill(process, signal.SIGKILL)
+        launched.wait()
+    assert len(ranks) == 2
+    return code, (folder / "err").read_text(), left
+
+
+LIGHTNING, TORCHRUN = [], ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "rank", "how", "others", "said"),
+    [
+        (LIGHTNING, 1, "raises", "go on", ["OSError: the datum of this rank cannot be read", "rank 0 ends because"]),
+        (LIGHTNING, 1, "eigensolver", "wait", ["error: linalg.eigh: The algorithm failed", "no checkpoint was saved"]),
+        (LIGHTNING, 0, "raises", "wait", ["OSError: the datum of this rank cannot be read", "rank 1 ends because"]),
+        (LIGHTNING, 0, "killed", "go on", ["rank 1 ends because it lost another rank"]),
+        (TORCHRUN, 1, "killed", "go on", ["rank 0 ends because it lost another rank", "Signal 9 (SIGKILL)"]),
+    ],
+    ids=["raises", "eigensolver", "main-raises", "main-killed", "torchrun-killed"],
+)
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="which processes are left is read from /proc")
+def test_the_run_ends_with_the_rank(launcher, rank, how, others, said, tmp_path):
+    code, err, left = run(tmp_path, launcher, rank, how, others)
+    assert code != 0
+    assert not left
+    for sentence in said:
+        assert sentence in err

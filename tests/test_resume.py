@@ -1,0 +1,262 @@
+"""A run that was stopped and resumed ends bit for bit as one that was not."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback
+
+import cli
+from callbacks import LastCheckpoint, TrainingInterrupted
+from eigenscope.checkpoints import read_checkpoint
+from eigenscope.nn import BatteryArray, BatteryEntry, save_batteries
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+OVERLAYS = [
+    part for folder in ("cv", "implant", "optimizer", "callbacks") for part in (CONFIGS / folder).glob("*.yaml")
+]
+EXPERIMENTS = sorted(set(CONFIGS.rglob("*.yaml")) - set(OVERLAYS))
+BATCHES = 3
+SMALL = [
+    "--trainer.accelerator=cpu",
+    "--trainer.max_epochs=2",
+    f"--trainer.limit_train_batches={BATCHES}",
+    "--trainer.limit_val_batches=1",
+    "--trainer.enable_model_summary=false",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.log_every_n_steps=1",
+]
+# of the clock and of the folder, or what a start is told of itself; Lightning's ModelCheckpoint forgets current_score
+OWN = ("seconds", "elapsed", "saved_at", "RunCard", "configuration.ckpt_path", "configuration.trainer.logger")
+OWN += ("current_score", "dirpath", "best_model_path", "best_k_models", "last_model_path")
+
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory")
+
+
+class StopAfter(Callback):
+    """Sends this process a signal at the end of a step, as somebody else would."""
+
+    def __init__(self, step, signum):
+        self.step, self.signum = step, signum
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), self.signum)
+
+
+@pytest.fixture
+def fit(tmp_path, monkeypatch, make_tree):
+    """Fits in a folder below tmp_path; ``stop`` is the step after which a signal comes."""
+
+    def run(folder, config, *more, stop=None, signum=signal.SIGTERM):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / folder)
+        args = ["fit", "--config", str(config), *SMALL]
+        data = yaml.safe_load(config.read_text())["data"]["class_path"]
+        if data != "GradientSpikeDataModule":
+            args += ["--data.init_args.batch_size=4", "--data.init_args.num_workers=0"]
+        if data == "CIFAR100DataModule":
+            root = tmp_path / "tree"
+            root = root if root.exists() else make_tree(classes=5, train=20)
+            args += ["--data.init_args.source=folder", f"--data.init_args.root={root}"]
+        elif data == "SyntheticImagesDataModule":
+            args += ["--data.init_args.train_size=100", "--data.init_args.test_size=100"]
+        if config.stem == "vae_implanted":
+            entries = [BatteryEntry((k,), 5, {}) for k in range(2)]
+            if not Path("batteries.safetensors").exists():
+                torch.manual_seed(5)
+                save_batteries(Path("batteries.safetensors"), BatteryArray(2, hidden=8), entries)
+            args += ["--model.init_args.net.init_args.container=batteries.safetensors"]
+        make = cli.EigenscopeCLI.instantiate_trainer
+
+        def with_stop(self, **options):
+            trainer = make(self, **options)
+            trainer.callbacks[:0] = [StopAfter(stop, signum)] if stop is not None else []
+            return trainer
+
+        with monkeypatch.context() as patch:
+            patch.setattr(cli.EigenscopeCLI, "instantiate_trainer", with_stop)
+            if stop is None:
+                cli.main([*args, *more])
+            else:
+                with pytest.raises(
+                    TrainingInterrupted, match=f"{signal.Signals(signum).name} ended the run after step"
+                ):
+                    cli.main([*args, *more])
+        (checkpoint,) = Path("runs").glob("*/version_0/checkpoints/last.ckpt")
+        return checkpoint.resolve()
+
+    return run
+
+
+def differences(a, b, path=""):
+    if any(word in path for word in OWN):
+        return []
+    if isinstance(a, dict) and isinstance(b, dict):
+        missing = [f"{path}.{key} only once" for key in a.keys() ^ b.keys()]
+        return missing + [line for key in a.keys() & b.keys() for line in differences(a[key], b[key], f"{path}.{key}")]
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        if len(a) != len(b):
+            return [f"{path}: {len(a)} and {len(b)}"]
+        return [line for n, (x, y) in enumerate(zip(a, b, strict=True)) for line in differences(x, y, f"{path}[{n}]")]
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        same = a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+        return [] if same else [f"{path}: tensors"]
+    return [] if a == b or (a != a and b != b) else [f"{path}: {a!r} and {b!r}"]
+
+
+def assert_equal_ends(whole, resumed):
+    found = differences(read_checkpoint(whole), read_checkpoint(resumed))
+    assert found == [], found[:10]
+
+
+def stop_and_resume(fit, config, step, *more, **how):
+    whole = fit("whole", config, *more)
+    stopped = fit("stopped", config, *more, stop=step, **how)
+    assert read_checkpoint(stopped)["global_step"] == step
+    resumed = fit("stopped", config, *more, "--ckpt_path", str(stopped))
+    assert resumed == stopped
+    assert_equal_ends(whole, resumed)
+    return read_checkpoint(resumed)
+
+
+def name(path):
+    return path.stem if path.parent == CONFIGS else f"{path.parent.name}-{path.stem}"
+
+
+@pytest.mark.parametrize("config", EXPERIMENTS, ids=name)
+def test_every_experiment_within_an_epoch(fit, config):
+    if config.parent.name == "spike":
+        options = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=54"]
+        assert stop_and_resume(fit, config, 51, *options)["global_step"] == 54
+    else:
+        assert stop_and_resume(fit, config, BATCHES + 1)["global_step"] == 2 * BATCHES
+
+
+@pytest.mark.parametrize("step", [BATCHES, BATCHES + 2])
+@pytest.mark.parametrize("experiment", ["demo_svd", "svae_noise_small", "recall", "vae_plain"])
+def test_soap_at_the_end_of_an_epoch_and_within(fit, experiment, step):
+    config = CONFIGS / f"{experiment}.yaml"
+    end = stop_and_resume(fit, config, step, "--config", str(CONFIGS / "optimizer" / "soap.yaml"))
+    assert any("L" in state for state in end["optimizer_states"][0]["state"].values())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--model.init_args.net.init_args.dropout=0.2", "--data.init_args.augmentation=recipe"],
+        ["--data.init_args.num_workers=1", "--model.init_args.net.init_args.dropout=0.2"],
+        ["--trainer.accumulate_grad_batches=2", "--trainer.limit_train_batches=8"],
+        ["--trainer.check_val_every_n_epoch=2", "--trainer.max_epochs=4"],
+        ["--trainer.val_check_interval=2", "--trainer.limit_train_batches=4"],
+        ["--trainer.max_steps=7", "--trainer.max_epochs=-1"],
+    ],
+    ids=["dropout", "worker", "accumulated", "rarely validated", "often validated", "steps"],
+)
+@pytest.mark.parametrize("step", [2, 4])
+def test_the_demo_whatever_its_options(fit, options, step):
+    stop_and_resume(fit, CONFIGS / "demo.yaml", step, *options)
+
+
+@pytest.mark.parametrize("experiment", ["demo", "svae_noise_small"])
+def test_twice_and_after_an_epoch(fit, experiment):
+    config = CONFIGS / f"{experiment}.yaml"
+    whole = fit("whole", config)
+    last = fit("stopped", config, stop=1, signum=signal.SIGINT)
+    last = fit("stopped", config, "--ckpt_path", str(last), stop=BATCHES)
+    last = fit("stopped", config, "--ckpt_path", str(last), stop=BATCHES + 1)
+    assert_equal_ends(whole, fit("stopped", config, "--ckpt_path", str(last)))
+
+
+def test_a_finished_run_goes_on_for_longer(fit):
+    config, schedule = CONFIGS / "svae_noise_small.yaml", "--model.init_args.lr_scheduler=null"
+    whole = fit("whole", config, schedule, "--trainer.max_epochs=3")
+    done = fit("done", config, schedule, "--trainer.max_epochs=2")
+    longer = fit("done", config, schedule, "--trainer.max_epochs=3", "--ckpt_path", str(done))
+    found = differences(read_checkpoint(whole), read_checkpoint(longer))
+    assert found == [], found[:10]
+
+
+@pytest.mark.parametrize("damage", ["cut short", "gone"])
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(fit, damage, capsys):
+    config = CONFIGS / "demo.yaml"
+    whole = fit("whole", config)
+    last = fit("stopped", config, stop=BATCHES + 1)
+    if damage == "gone":
+        last.unlink()
+    else:
+        last.write_bytes(last.read_bytes()[:5000])
+    capsys.readouterr()
+    resumed = fit("stopped", config, "--ckpt_path", str(last))
+    printed = capsys.readouterr().out
+    assert f"checkpoint {last} is " in printed
+    assert "last.previous.ckpt" in printed
+    assert_equal_ends(whole, resumed)
+
+
+def test_a_bad_number_of_steps_is_refused():
+    with pytest.raises(ValueError, match="every_n_steps must be at least 1 or None, got 0"):
+        LastCheckpoint(every_n_steps=0)
+
+
+STEPS = 150  # more than 20 attempts get through
+
+
+@pytest.fixture
+def attempts(tmp_path):
+    """Starts training in processes that a server forks, which has imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cli"])
+    config = yaml.safe_load((CONFIGS / "demo_svd.yaml").read_text())
+    for callback in config["trainer"]["callbacks"]:
+        if callback["class_path"] == "LastCheckpoint":
+            callback["init_args"] = {"every_n_steps": 1}
+    (tmp_path / "often.yaml").write_text(yaml.safe_dump(config))
+
+    def start(folder, *more):
+        net = "--model.init_args.net.init_args"
+        args = ["fit", "--config", str(tmp_path / "often.yaml"), f"--trainer.logger.init_args.save_dir={folder}"]
+        args += ["--trainer.accelerator=cpu", f"--trainer.max_epochs={STEPS // 5}", "--trainer.limit_val_batches=1"]
+        args += ["--trainer.enable_model_summary=false", "--trainer.enable_progress_bar=false"]
+        args += [f"{net}.width=16", f"{net}.num_heads=2", f"{net}.dropout=0.1", "--data.init_args.train_size=100"]
+        args += ["--data.init_args.test_size=100", "--data.init_args.batch_size=20", "--data.init_args.num_workers=1"]
+        args += [f"--trainer.default_root_dir={tmp_path}", "--trainer.num_sanity_val_steps=0"]
+        process = context.Process(target=cli.main, args=([*args, *more],))
+        process.start()
+        return process
+
+    return start
+
+
+@pytest.mark.timeout(600)
+def test_twenty_kills_at_random_moments_change_nothing(attempts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+    moments = random.Random(0)
+    last = tmp_path / "killed" / "demo_svd" / "version_0" / "checkpoints" / "last.ckpt"
+    reached = []
+    for _ in range(20):
+        process = attempts("killed", *(["--ckpt_path", str(last)] if last.exists() else []))
+        before = last.stat().st_mtime_ns if last.exists() else None
+        if moments.random() < 0.85:  # from the first new checkpoint on; the others die while they start
+            while process.is_alive() and (not last.exists() or last.stat().st_mtime_ns == before):
+                time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.15))
+        assert process.is_alive(), "the run ended before it was killed"
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        reached.append(read_checkpoint(last)["global_step"] if last.exists() else 0)
+    assert reached == sorted(reached)
+    assert len(set(reached)) > 10
+    for folder, more in (("killed", ["--ckpt_path", str(last)]), ("whole", [])):
+        process = attempts(folder, *more)
+        process.join()
+        assert process.exitcode == 0
+    whole = tmp_path / "whole" / last.relative_to(tmp_path / "killed")
+    assert_equal_ends(whole, last)
