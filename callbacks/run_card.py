@@ -70,7 +70,7 @@ class RunCard(Callback):
             record = RunRecord()
             if trainer.global_step and (self._folder / FILE_NAME).exists():
                 record = RunRecord.load(self._folder)
-                pass
+                self._starts = [*record.resumed, *([record.card["start"]] if record.card else [])]
             card = self._card(trainer, pl_module)
             RunRecord(card, resumed=tuple(self._starts), seconds=self._clock.seconds, result=record.result).save(
                 self._folder
