@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 
 def run_folder(trainer: Trainer) -> Path | None:
     """The folder of the first logger's run, on rank zero; None on other ranks, without one, and in a fast_dev_run."""
-    if not trainer.is_global_zero or not trainer.loggers or getattr(trainer, "fast_dev_run", False):
+    if not trainer.is_global_zero or not trainer.loggers:
         return None
-    folder = trainer.loggers[0].log_dir
+    folder = trainer.loggers[0].log_dir  # a fast_dev_run has a logger without one
     return None if folder is None else Path(folder)

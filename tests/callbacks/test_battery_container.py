@@ -64,14 +64,13 @@ def test_the_container_of_a_run_holds_its_batteries_and_what_is_known_of_them(ca
     assert images_of(log_dir) == {"batteries": [4]}
 
 
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_resumed_run_goes_on_counting_steps_and_ends_the_same():
     whole = cli.main(small())
     part = cli.main(small("--trainer.limit_val_batches=1", epochs=1))
     rows = part.model.steps.clone()
     last = str(Path(part.trainer.log_dir) / "checkpoints" / "last.ckpt")
     schedule = "--model.init_args.lr_scheduler.init_args.T_max=6"
-    resumed = cli.main(small("--ckpt_path", last, schedule))
+    resumed = cli.main(small("--ckpt_path", last, schedule, "--trainer.limit_val_batches=1"))
     assert (resumed.model.steps > rows).any()
     for name, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value), name

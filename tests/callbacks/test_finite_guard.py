@@ -255,11 +255,12 @@ def test_a_skipped_step_changes_neither_weights_nor_optimizer(name, tmp_path, ca
     assert second.endswith("'body.square' (Square)")
 
 
-def test_figures_of_the_epoch_are_those_of_the_other_steps(tmp_path):
+@pytest.mark.parametrize("value", [torch.nan, 1e30])  # of the second the square is not finite
+def test_figures_of_the_epoch_are_those_of_the_other_steps(tmp_path, value):
     dropped, twin = Classifier(), Classifier()
     for each in (dropped, twin):
         each.body.drop.p = 0.0  # its random numbers are not put back
-    skipping(tmp_path / "a", dropped, small_batches(None, None, torch.nan))
+    skipping(tmp_path / "a", dropped, small_batches(None, None, value))
     skipping(tmp_path / "b", twin, small_batches(None, None))
     assert dropped.own_means == twin.own_means
     assert_same(dropped.state_dict(), twin.state_dict())
@@ -329,6 +330,21 @@ def test_the_module_is_named(tmp_path):
     spoilt.spoil_loss = 0
     with pytest.raises(NonFiniteError, match="loss is not finite, though the outputs of all modules are; the state"):
         fit(spoilt, small_batches(None), tmp_path / "b")
+
+
+class Decomposing(Classifier):
+    """Logs, and then refuses what is not finite."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return loss + 0 * torch.linalg.eigvalsh(self.body.square(batch[0][:, 0])).sum()
+
+
+def test_an_eigensolver_in_a_module_that_is_not_traced(tmp_path):
+    with pytest.raises(torch.linalg.LinAlgError) as caught:
+        fit(Decomposing(), small_batches(None, 1e30), tmp_path)
+    (note,) = caught.value.__notes__
+    assert note.startswith("step 1: the first tensor that is not finite is the output of 'body.square' (Square); the ")
 
 
 def test_the_last_good_checkpoint_has_the_statistics_before_the_step(tmp_path):

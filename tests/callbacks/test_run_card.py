@@ -291,6 +291,25 @@ class Named(LightningDataModule):
         return {"train": "abc (10 samples)"}
 
 
+class InValidation(Callback):
+    """Reads the clocks of a card twice in each validation."""
+
+    def __init__(self, card):
+        self.card = card
+        self.read = []
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.read.append([self.card.state_dict() for _ in range(2)])
+
+
+class Validated(Dropping):
+    def validation_step(self, batch, batch_idx):
+        return None
+
+    def val_dataloader(self):
+        return DataLoader([torch.zeros(2)])
+
+
 class At(Callback):
     """Does something in the second step."""
 
@@ -340,6 +359,17 @@ def test_from_python_there_are_the_hyperparameters(tmp_path):
     second = RunRecord.load(tmp_path / "again" / "run")
     assert [start["step"] for start in second.resumed] == [0]
     assert second.card["start"]["step"] == 6
+
+
+def test_the_clock_of_training_stands_in_validation(tmp_path):
+    card = RunCard()
+    watch = InValidation(card)
+    train(tmp_path, card, watch, module=Validated())
+    before, first, second = watch.read
+    assert before[0]["seconds"] == before[1]["seconds"] == 0  # not begun: a look whether validation works
+    for one, other in (first, second):
+        assert one["training_seconds"] == other["training_seconds"] < one["seconds"] < other["seconds"]
+    assert first[0]["training_seconds"] < second[0]["training_seconds"]
 
 
 def test_a_batch_of_another_size_than_asked_is_marked(tmp_path):
