@@ -106,7 +106,7 @@ def _once_more(pl_module: LightningModule) -> Iterator[None]:
     compiled = any(module._compiled_call_impl is not None for module in pl_module.modules())
     # compiled networks may ignore hooks that are registered after compilation
     eagerly = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-    pl_module.log = pl_module.log
+    pl_module.log = lambda *_, **__: None  # type: ignore[method-assign]
     pl_module.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
     try:
         with torch.no_grad(), eagerly:

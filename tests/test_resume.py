@@ -32,6 +32,8 @@ SMALL = [
     "--trainer.enable_progress_bar=false",
     "--trainer.log_every_n_steps=1",
 ]
+SMALLER = {"HeavyTailedNoiseDataModule": ["--data.init_args.image_size=32"]}
+HAVE_SIZES = ("batteries", "batteries_small")
 # of the clock and of the folder, or what a start is told of itself; Lightning's ModelCheckpoint forgets current_score
 OWN = ("seconds", "elapsed", "saved_at", "RunCard", "configuration.ckpt_path", "configuration.trainer.logger")
 OWN += ("current_score", "dirpath", "best_model_path", "best_k_models", "last_model_path")
@@ -67,6 +69,12 @@ def fit(tmp_path, monkeypatch, make_tree):
             args += ["--data.init_args.source=folder", f"--data.init_args.root={root}"]
         elif data == "SyntheticImagesDataModule":
             args += ["--data.init_args.train_size=100", "--data.init_args.test_size=100"]
+        args += SMALLER.get(data, []) if config.parent.name != "spike" and config.stem not in HAVE_SIZES else []
+        text = config.read_text()
+        if config.stem.startswith("deit"):
+            args += ["--model.init_args.net.init_args.width=96"]
+        elif "hidden: " in text and config.stem not in HAVE_SIZES:
+            args += ["--model.init_args.net.init_args.hidden=32"]
         if config.stem == "vae_implanted":
             entries = [BatteryEntry((k,), 5, {}) for k in range(2)]
             if not Path("batteries.safetensors").exists():

@@ -200,7 +200,7 @@ def test_the_guard_names_the_noise_type_or_the_battery():
     with pytest.raises(NonFiniteError, match=f"'target images', in samples of {kind};"):
         fit(tested, data, callbacks=[FiniteGuard()], fast_dev_run=True)
     with torch.no_grad():
-        tested.net.decoder[0].weight[4] = torch.inf
+        tested.net.decoder[0].weight[4] = 3e38  # finite, what it makes is not
     said = f"'reconstructions', in samples of battery 4 \\({tested.mixtures[4][0]}\\);"
     with pytest.raises(NonFiniteError, match=said):
         fit(tested, callbacks=[FiniteGuard()], fast_dev_run=True)
