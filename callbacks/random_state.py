@@ -111,7 +111,9 @@ def _resume_loaders(trainer: Trainer) -> None:
             loader.load_state_dict({"epoch": epoch, "batches": batches.current.processed if fit.restarting else 0})
     iter(fit._data_fetcher)
     if loop.restarting and batches.total.ready == batches.total.started + 1:
-        if not loop._should_accumulate():
+        if batches.current.processed == 0:
+            loop.restarting = False  # an epoch that begins
+        elif not loop._should_accumulate():
             loop._batches_that_stepped -= 1
         batches.total.ready = batches.total.started
 
