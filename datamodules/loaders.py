@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.loader_process import watch
 from eigenscope.data import EpochSampler
 
 Batch = tuple[Tensor, Tensor]
@@ -91,6 +92,7 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         collate_fn=_as_it_is,
+        worker_init_fn=watch,
         generator=torch.Generator(),  # for seeds of workers, which nothing uses: the run's own stream is not drawn from
         pin_memory=torch.cuda.is_available(),
     )

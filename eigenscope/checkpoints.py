@@ -33,7 +33,8 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_atomically(path) as aside:
-        torch.save(checkpoint, aside)
+        with aside.open("wb") as file:
+            torch.save(checkpoint, file)
         unsafe = get_unsafe_globals_in_checkpoint(aside)
         if unsafe:
             raise ValueError(f"checkpoint {path} would hold more than plain values and tensors: {', '.join(unsafe)}")

@@ -12,7 +12,8 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     """Gives a path beside ``path`` to write to, and renames it to ``path`` when the block ends without an error.
 
     Readers see the old file or the new one, never a part; an error leaves the old one and removes the part. An
-    ``OSError`` that names no file, as of a full disk, names ``path``.
+    ``OSError`` that names no file, as of a full disk, names ``path``; so does one behind the ``RuntimeError`` that
+    :func:`torch.save` makes of it, if it was given an open file.
     """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(descriptor)
@@ -25,9 +26,12 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         with aside.open("rb") as file:
             os.fsync(file.fileno())  # or a power cut could leave the new name with nothing behind it
         os.replace(aside, path)
-    except OSError as error:
-        if error.errno is not None and error.filename in (None, name):  # a full disk names no file
-            error.filename = str(path)
-        raise
+    except (OSError, RuntimeError) as error:
+        fault = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(fault, OSError):
+            raise
+        if fault.errno is not None and fault.filename in (None, name):  # a full disk names no file
+            fault.filename = str(path)
+        raise fault from error.__cause__
     finally:
         aside.unlink(missing_ok=True)

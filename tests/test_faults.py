@@ -200,6 +200,18 @@ def test_a_loader_process_that_is_killed(monkeypatch):
     goes_on(arguments(epochs=step // 4 + 1, data=WORKER), step)
 
 
+def test_a_batch_that_finds_no_room_in_shared_memory(monkeypatch, capfd):
+    args = arguments("--trainer.num_sanity_val_steps=0", data=WORKER)
+    with largest_file(200_000):  # of a batch's 307,200 bytes
+        sentence = said(monkeypatch, args)
+    assert re.fullmatch(
+        r"a process of the data loader \(pid \d+\) ended, as when shared memory runs out, .*; no checkpoint had been "
+        "saved before",
+        sentence,
+    )
+    assert "unable to resize file" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_leaves_a_checkpoint(name, monkeypatch, capfd):
     number = signal.Signals[name]

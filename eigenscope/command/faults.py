@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import shutil
 import signal
 import tempfile
 import threading
@@ -33,7 +32,7 @@ def explain(error: BaseException) -> str | None:
         The sentence, with the checkpoint to go on from; None for any other error.
     """
     chain = list(_chain(error))
-    for known in (_worker_error, _dead_worker, _unwritable):
+    for known in (_worker_error, _dead_worker, _unwritable, _full):
         for each in reversed(chain):
             sentence = known(each)
             if sentence is not None:
@@ -88,17 +87,17 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _unwritable(error: BaseException) -> str | None:
     """A file that could not be written."""
-    if isinstance(error, OSError) and error.errno in _FULL | _FORBIDDEN:
-        path = _path(error)
-        if error.errno in _FULL:
-            return f"{path or 'a file'} could not be written: {error.strerror}"
-        if path is not None:
-            return f"{path} could not be used: {error.strerror}"
-    if isinstance(error, RuntimeError) and any(word in str(error) for word in ("iostream error", "inline_container")):
-        path = _path(error)  # torch's archives say nothing of the reason
-        if path is not None:
-            free = shutil.disk_usage(path.parent).free // 2**20 if path.parent.is_dir() else 0
-            return f"{path} could not be written: the disk, a quota or a limit is full (the disk has {free} MiB left)"
+    if not isinstance(error, OSError) or error.errno not in _FULL | _FORBIDDEN:
+        return None
+    path = _path(error)
+    verb = "written" if error.errno in _FULL else "used"
+    return None if path is None else f"{path} could not be {verb}: {error.strerror}"
+
+
+def _full(error: BaseException) -> str | None:
+    """A disk that was full for a file that nobody names."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return f"a file could not be written: {error.strerror}"
     return None
 
 

@@ -69,9 +69,9 @@ def read_class_folders(root: Path, split: str, cache_dir: Path) -> LabelledImage
         decoded = {"images": _decode(paths), "labels": labels}
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)
-            with replace_atomically(cache) as aside:
-                torch.save(decoded, aside)
-        except (OSError, RuntimeError) as error:  # torch's own of a full disk
+            with replace_atomically(cache) as aside, aside.open("wb") as file:
+                torch.save(decoded, file)
+        except OSError as error:
             raise ValueError(f"cache_dir {cache_dir} cannot be written ({error}); name a folder that can") from error
     return LabelledImages(**torch.load(cache, mmap=True, weights_only=True))
 

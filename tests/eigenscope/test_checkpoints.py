@@ -1,5 +1,6 @@
 import os
 import re
+import resource
 
 import pytest
 import torch
@@ -76,6 +77,20 @@ class Evil:
 
     def __reduce__(self):
         return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("size", [49_900, 60_000, 1_000_000])
+def test_a_full_disk_is_an_error_of_the_system_and_leaves_the_old_one(path, size):
+    before = {file: file.read_bytes() for file in path.parent.iterdir()}
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as full:
+            write_checkpoint({"epoch": 2, "weights": [torch.zeros(size // 4) for _ in range(4)]}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert full.value.filename == str(path)
+    assert {file: file.read_bytes() for file in path.parent.iterdir()} == before
 
 
 def test_reading_executes_no_code(tmp_path):

@@ -39,8 +39,8 @@ def test_a_changed_tree_is_read_again(make_tree, tmp_path):
 def test_a_cache_written_halfway_is_never_read(make_tree, tmp_path, monkeypatch):
     root, cache = make_tree(), tmp_path / "cache"
 
-    def die_halfway(decoded, path):
-        path.write_bytes(b"half")
+    def die_halfway(decoded, file):
+        file.write(b"half")
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
