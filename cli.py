@@ -2,10 +2,7 @@
 
 import logging
 import sys
-import time
-import traceback
 import warnings
-from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +10,7 @@ import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # its stub leaves it out
@@ -24,18 +21,14 @@ import eigenscope.nn
 import eigenscope.optim  # noqa: F401
 import lightning_modules  # noqa: F401
 from callbacks.continued_board import ContinuedBoard
+from callbacks.run_folder import written_folders
+from callbacks.save_config import SaveConfig
 from eigenscope.checkpoints import read_checkpoint
+from eigenscope.command.error_source import is_from_setup, own_error
 from eigenscope.command.faults import check_writable, explain, leave_to_main_thread
 from eigenscope.command.lost_ranks import end_with_launcher, explain_lost_rank
 from eigenscope.command.parser import ExplainingParser, UsageError
-from eigenscope.command.resume import (
-    CONFIGURATION,
-    SAVED_AT,
-    check_network,
-    check_resume,
-    continued_version,
-    find_checkpoint,
-)
+from eigenscope.command.resume import SAVED_AT, check_network, check_resume, continued_version, find_checkpoint
 from eigenscope.command.warm_start import misshaped, read_weights, warm_start
 from eigenscope.optim.installed import EMERGING_OPTIMIZERS
 from eigenscope.precision import has_bf16
@@ -54,40 +47,6 @@ class Parser(ExplainingParser, LightningArgumentParser):
 
 
 _LINKED = ("num_classes", "image_size")  # what the data tells the network
-
-
-class SaveConfig(SaveConfigCallback):
-    """Saves the configuration in every checkpoint and beside the logs; there a run that goes on has it already.
-
-    The run's card gets it too, with the precision that was asked for if that was replaced.
-    """
-
-    def __init__(self, *args: Any, continues: bool = False, asked_precision: str | None = None, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.continues = continues
-        self.asked_precision = asked_precision
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Saves it, unless Lightning would put it into the working directory for want of a logger."""
-        if self.continues and trainer.log_dir is not None:  # on every rank: Lightning broadcasts it
-            there = (Path(trainer.log_dir) / self.config_filename).exists()
-            self.already_saved = trainer.strategy.broadcast(there)
-        if trainer.loggers:
-            super().setup(trainer, pl_module, stage)
-        for card in trainer.callbacks if trainer.is_global_zero and stage == "fit" else []:  # type: ignore[attr-defined]
-            if isinstance(card, callbacks.RunCard):
-                options = self._plain["trainer"]
-                options = options | {"precision": self.asked_precision or options["precision"]}
-                card.configuration = self._plain | {"trainer": options}
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adds the configuration, for a resumed run to be compared with, and the time."""
-        checkpoint[CONFIGURATION] = self._plain
-        checkpoint[SAVED_AT] = time.time()
-
-    @cached_property
-    def _plain(self) -> Any:
-        return yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
 
 
 class EigenscopeCLI(LightningCLI):
@@ -180,13 +139,7 @@ class EigenscopeCLI(LightningCLI):
             note = check_resume(checkpoint, path, now, sections, _LINKED)
             version = continued_version(path, now["trainer"]["logger"])
             if version is not None:
-                logger = config.trainer.logger
-                logger = logger[0] if isinstance(logger, list) else logger
-                step = checkpoint["global_step"]
-                logger.init_args.version, logger.init_args.purge_step = version, step
-                self.trainer_defaults["callbacks"].append(ContinuedBoard(step, checkpoint.get(SAVED_AT)))
-                self.save_config_kwargs["continues"] = True
-                warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+                self._continue_logs(version, checkpoint)
         else:
             note = check_network(checkpoint, path, now, _LINKED)
             warnings.filterwarnings("ignore", "The dirpath has changed")  # where nothing is saved
@@ -194,6 +147,16 @@ class EigenscopeCLI(LightningCLI):
         self._shapes = {name: tuple(weight.shape) for name, weight in weights if isinstance(weight, torch.Tensor)}
         if note is not None:
             rank_zero_only(print)(note, flush=True)
+
+    def _continue_logs(self, version: str, checkpoint: dict[str, Any]) -> None:
+        """Lets the logger write on in the folder of the checkpoint's run, from the checkpoint's step on."""
+        logger = self.config[self.subcommand].trainer.logger
+        logger = logger[0] if isinstance(logger, list) else logger
+        step = checkpoint["global_step"]
+        logger.init_args.version, logger.init_args.purge_step = version, step
+        self.trainer_defaults["callbacks"].append(ContinuedBoard(step, checkpoint.get(SAVED_AT)))
+        self.save_config_kwargs["continues"] = True
+        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
 
     def after_instantiate_classes(self) -> None:
         """Refuses a subcommand the model has no step for; weights of other shapes than the checkpoint's."""
@@ -208,7 +171,7 @@ class EigenscopeCLI(LightningCLI):
     def before_fit(self) -> None:
         """Looks whether logs and checkpoints can be written; takes the weights of a warm start."""
         if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
-            check_writable(self._folders())
+            check_writable(written_folders(self.trainer))
         config = self.config.fit
         if config.warm_start is None or config.ckpt_path is not None:
             return
@@ -217,14 +180,6 @@ class EigenscopeCLI(LightningCLI):
         except ValueError as error:
             raise ConfigurationError(str(error)) from error
         rank_zero_only(print)(f"Warm start from {config.warm_start}: {started}.", flush=True)
-
-    def _folders(self) -> list[Path]:
-        """Where logs and checkpoints go."""
-        given = [getattr(callback, "dirpath", None) for callback in self.trainer.checkpoint_callbacks]
-        logs = [getattr(logger, "log_dir", None) for logger in self.trainer.loggers]
-        if not self.trainer.loggers and None in given:
-            logs = [self.trainer.default_root_dir]
-        return [Path(folder) for folder in [*logs, *given] if folder is not None]
 
     def _avoid_emulated_bf16(self) -> None:
         trainer = self.config[self.subcommand].trainer
@@ -244,10 +199,7 @@ class EigenscopeCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
-            reason: BaseException = error
-            while _is_from_jsonargparse(reason) and reason.__cause__ is not None:
-                reason = reason.__cause__
-            raise ConfigurationError(str(reason)) from error
+            raise ConfigurationError(str(own_error(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer, whose checkpoints are whole and load without executing code."""
@@ -270,20 +222,6 @@ class EigenscopeCLI(LightningCLI):
         chosen = getattr(checkpoints, "monitor", None) and getattr(checkpoints, "best_model_path", None)
         if getattr(self.datamodule, "protocol", None) == "holdout" and chosen:
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=chosen)
-
-
-def _is_from_jsonargparse(error: BaseException) -> bool:
-    """Whether jsonargparse raised it, which wraps a class's own error once per level of nesting."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return str(frame.f_globals.get("__name__")).startswith("jsonargparse")
-
-
-def _is_from_setup(error: BaseException) -> bool:
-    """Whether it was raised before the first step, while all parts of the run were looked over."""
-    names = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
-    before = {"_call_setup_hook", "restore_datamodule", "setup_optimizers", "setup_data", "_run_sanity_check"}
-    before |= {"before_fit", "prepare_data", "on_fit_start", "on_train_start"}
-    return bool(names & before)
 
 
 class _Parsed(Exception):
@@ -365,8 +303,8 @@ def script() -> None:
     except LinAlgError as error:
         sys.exit(f"error: {' '.join([str(error), *getattr(error, '__notes__', [])])}")  # the guard's note says where
     except Exception as error:
-        is_from_setup = isinstance(error, ValueError) and _is_from_setup(error)
-        sentence = str(error) if is_from_setup else explain_lost_rank(error) or explain(error)
+        is_own = isinstance(error, ValueError) and is_from_setup(error)
+        sentence = str(error) if is_own else explain_lost_rank(error) or explain(error)
         if sentence is None:
             raise
         sys.exit(f"error: {sentence}")

@@ -1,4 +1,4 @@
-"""Where a run's record lies."""
+"""Where a run writes."""
 
 from pathlib import Path
 
@@ -11,3 +11,12 @@ def run_folder(trainer: Trainer) -> Path | None:
         return None
     folder = trainer.loggers[0].log_dir  # a fast_dev_run has a logger without one
     return None if folder is None else Path(folder)
+
+
+def written_folders(trainer: Trainer) -> list[Path]:
+    """The folders of its loggers and checkpoints."""
+    checkpoints = [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
+    logs = [getattr(logger, "log_dir", None) for logger in trainer.loggers]
+    if not trainer.loggers and None in checkpoints:
+        logs = [trainer.default_root_dir]
+    return [Path(folder) for folder in [*logs, *checkpoints] if folder is not None]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from eigenscope.charts import Chart, present, train_and_val
+from lightning_modules.epoch_figures import log_figure
 from lightning_modules.hyperparameters import save_given_hyperparameters
 from lightning_modules.mean_loss import MeanLoss
 from lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
@@ -105,6 +106,6 @@ class AssociativeRecallModule(LightningModule):
         recall = cast(MulticlassAccuracy, self.recalls[f"{stage}_"])
         mean_loss.update(loss, len(answers))
         recall.update(logits.detach(), answers)
-        self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True)
-        self.log(f"{stage}/recall", recall, on_step=False, on_epoch=True)
+        log_figure(self, f"{stage}/loss", mean_loss)
+        log_figure(self, f"{stage}/recall", recall)
         return loss

@@ -16,6 +16,7 @@ from eigenscope.noise import NOISE_TYPES, battery_mixtures, noise_ids, pick_from
 from eigenscope.noise.mixtures import MixtureKind
 from eigenscope.protocols import Discipline
 from lightning_modules.cross_errors import CrossErrors
+from lightning_modules.epoch_figures import log_figure
 from lightning_modules.hyperparameters import save_given_hyperparameters
 from lightning_modules.mean_loss import MeanLoss
 from lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
@@ -160,7 +161,7 @@ class BatteryModule(LightningModule):
         for name in self.train_means:
             metric = cast(MeanLoss, self.train_means[name])
             metric.update(losses.sum() / fed.sum().clamp(min=1), int(fed.sum()))
-            self.log(f"train/{name}", metric, on_step=False, on_epoch=True)
+            log_figure(self, f"train/{name}", metric)
         loss: Tensor = losses.sum()
         if self.disciplines:
             count = fed.sum().clamp(min=1)

@@ -13,6 +13,7 @@ from eigenscope.charts import Chart, present, train_and_val
 from eigenscope.nn.patch_autoencoder import PatchAutoencoder
 from eigenscope.nn.reconstruction_errors import ReconstructionLoss, reconstruction_errors
 from eigenscope.protocols import Discipline, Sectors
+from lightning_modules.epoch_figures import log_figure
 from lightning_modules.grouped_mean import GroupedMean
 from lightning_modules.hyperparameters import save_given_hyperparameters
 from lightning_modules.mean_loss import MeanLoss
@@ -124,8 +125,9 @@ class SpectralAutoencoderModule(LightningModule):
         if self.label_names:
             norms = code.decoded_points.flatten(-2).norm(dim=-1).mean(-1)
             cast(GroupedMean, self.by_label["val_decoded_norm"]).update(norms, labels)
-        cast(MeanLoss, self.means["val/spectral_shift"]).update(code.shift.mean(), len(images))
-        self.log("val/spectral_shift", cast(MeanLoss, self.means["val/spectral_shift"]))
+        shift = cast(MeanLoss, self.means["val/spectral_shift"])
+        shift.update(code.shift.mean(), len(images))
+        log_figure(self, "val/spectral_shift", shift)
         self.geometry.update_sectors(code.sectors)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -192,7 +194,7 @@ class SpectralAutoencoderModule(LightningModule):
         for name, value in (("loss", loss), ("mse", squares.mean())):
             metric = cast(MeanLoss, self.means[f"{stage}/{name}"])
             metric.update(value, len(images))
-            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True)
+            log_figure(self, f"{stage}/{name}", metric)
         if labels is not None and self.label_names:
             cast(GroupedMean, self.by_label[f"{stage}_mse"]).update(squares, labels)
             cast(GroupedMean, self.by_label[f"{stage}_power"]).update(images.flatten(1).square().mean(1), labels)

@@ -16,6 +16,7 @@ from eigenscope.nn.reconstruction_errors import ReconstructionLoss, reconstructi
 from eigenscope.nn.variational import active_dimensions, free_bits, has_collapsed, kl_weight, reparameterise
 from eigenscope.noise.streams import Streams, stream_key
 from eigenscope.protocols import Discipline, Sectors
+from lightning_modules.epoch_figures import log_figure
 from lightning_modules.explained import UnexplainedVariance
 from lightning_modules.grouped_mean import GroupedMean
 from lightning_modules.hyperparameters import save_given_hyperparameters
@@ -248,7 +249,7 @@ class SpectralVAEModule(LightningModule):
         for name, value in (("loss", loss), ("kl", code.kl.sum(-1).mean())):
             metric = cast(MeanLoss, self.means[f"{stage}/{name}"])
             metric.update(value, len(companded))
-            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True)
+            log_figure(self, f"{stage}/{name}", metric)
         return loss
 
     def _latent_figures(self) -> dict[str, float]:
