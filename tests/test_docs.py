@@ -1,7 +1,9 @@
 """The examples in the documentation run as they are printed there."""
 
 import doctest
+import os
 import re
+import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -84,3 +86,25 @@ def test_the_successor_without_lightning():
     assert names["images_again"].shape == (2, 3, 16, 16)
     assert names["between"].shape == (5, 2, 3, 16, 16)
     assert names["drawn"].shape == (4, 3, 32, 32)
+
+
+def test_a_job_that_runs_out_of_time_goes_on(tmp_path):
+    (script,) = re.findall(r"```bash\n(.*?)```", (DOCS / "distributed.md").read_text(), flags=re.DOTALL)
+    (tmp_path / "bin").mkdir()
+    checkpoint = "runs/deit_svd/version_0/checkpoints/last.ckpt"
+    for name, does in (
+        ("srun", f"mkdir -p {Path(checkpoint).parent}; touch {checkpoint}; [ $(wc -l < said) -gt 2 ] || exit 143"),
+        ("scontrol", "exit 0"),
+    ):
+        file = tmp_path / "bin" / name
+        file.write_text(f'#!/bin/bash\necho {name} "$@" >> said\n{does}\n')
+        file.chmod(0o755)
+    environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711"}
+    for _ in range(2):
+        subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, timeout=30)
+    first, requeued, second = (tmp_path / "said").read_text().splitlines()
+    assert first == "srun --kill-on-bad-exit=1 python cli.py fit --config configs/deit_svd.yaml " + (
+        "--trainer.num_nodes 2 --trainer.devices 4 --trainer.strategy ddp"
+    )
+    assert requeued == "scontrol requeue 4711"
+    assert second == f"{first} --ckpt_path runs/deit_svd/version_0"

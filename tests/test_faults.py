@@ -212,9 +212,19 @@ def test_a_batch_that_finds_no_room_in_shared_memory(monkeypatch, capfd):
     assert "unable to resize file" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_leaves_a_checkpoint(name, monkeypatch, capfd):
+SLURM = {"SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "1", "SLURM_NTASKS": "1", "SLURM_NODELIST": "localhost"}
+SLURM |= {"SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("name", "environment"),
+    [("SIGTERM", {}), ("SIGINT", {}), ("SIGTERM", SLURM)],
+    ids=["SIGTERM", "SIGINT", "SIGTERM under SLURM"],
+)
+def test_a_signal_leaves_a_checkpoint(name, environment, monkeypatch, capfd):
     number = signal.Signals[name]
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
     monkeypatch.setattr(sys, "argv", ["eigenscope", *arguments(epochs=1000, data=WORKER)])
     with after_the_first_checkpoint(lambda _: os.kill(os.getpid(), number)), pytest.raises(SystemExit) as stop:
         cli.script()
