@@ -120,6 +120,8 @@ TYPED = [
     # values
     ([*DEMO, "--trainer.max_epochs", "abc"], "--trainer.max_epochs takes a whole number or null, not abc"),
     ([*DEMO, "--data.init_args.batch_size", "big"], "--data.init_args.batch_size takes a whole number, not big"),
+    ([*DEMO, "--data.init_args.batch_size", "null"], "--data.init_args.batch_size takes a whole number, not null"),
+    ([*DEMO, f"{NET}.depth=null"], f"{NET}.depth takes a whole number, not null"),
     ([*DEMO, f"{NET}.dropout=much"], f"{NET}.dropout takes a number, not much"),
     ([*DEMO, f"{NET}.taps.layers=one"], f"{NET}.taps.layers takes a list of whole numbers, not one"),
     (

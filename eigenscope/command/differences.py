@@ -2,12 +2,12 @@
 
 import dataclasses
 import enum
-import inspect
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from eigenscope.command.class_arguments import ABSENT, argument_annotation, argument_default, class_at
 
 Config = Mapping[str, Any]
 
@@ -79,14 +79,6 @@ WATCHERS = frozenset(
 )
 
 
-class _Absent:
-    def __repr__(self) -> str:
-        return "absent"
-
-
-ABSENT = _Absent()
-
-
 @dataclasses.dataclass(frozen=True)
 class Difference:
     """One value that two configurations have otherwise.
@@ -138,14 +130,14 @@ def _walk(saved: Any, now: Any, path: str, owner: Any, sections: Mapping[str, ty
     if isinstance(saved, dict) and isinstance(now, dict):
         if "class_path" in saved and "class_path" in now:
             other = saved["class_path"] != now["class_path"]
-            owner = None if other else _class(now["class_path"])
+            owner = None if other else class_at(now["class_path"])
             if other:
                 yield Difference(_join(path, "class_path"), saved["class_path"], now["class_path"])
                 saved, now = _shared_arguments(saved, now)
         for key in dict.fromkeys([*saved, *now]):
             below = _join(path, key)
-            inner = owner if key == "init_args" else sections.get(below) or _annotated(owner, key)
-            empty: Any = {} if key in ("init_args", "dict_kwargs") else _default(owner, key)
+            inner = owner if key == "init_args" else sections.get(below) or _dataclass(owner, key)
+            empty: Any = {} if key in ("init_args", "dict_kwargs") else _plain(argument_default(owner, key))
             left, right = (side.get(key, empty) for side in (saved, now))
             if left is ABSENT or right is ABSENT:
                 left, right = (None if right is None else left), (None if left is None else right)
@@ -190,49 +182,11 @@ def _shared_arguments(saved: dict[str, Any], now: dict[str, Any]) -> tuple[dict[
     return {"init_args": {name: left[name] for name in names}}, {"init_args": {name: right[name] for name in names}}
 
 
-def _default(owner: Any, name: str) -> Any:
-    """What an argument of a class is if it is not given."""
-    for kind in _takers(owner):
-        parameter = _parameters(kind).get(name)
-        if parameter is not None and parameter.default is not parameter.empty:
-            return _plain(parameter.default)
-    return ABSENT
-
-
-def _annotated(owner: Any, name: str) -> Any:
+def _dataclass(owner: Any, name: str) -> Any:
     """The dataclass that an argument is of, whose fields a configuration gives without naming it."""
-    for kind in _takers(owner):
-        try:
-            hint = typing.get_type_hints(kind.__init__ if inspect.isclass(kind) else kind).get(name)
-        except (AttributeError, NameError, TypeError):  # no annotations, or some that are not there at run time
-            continue
-        for part in (hint, *typing.get_args(hint)):
-            if dataclasses.is_dataclass(part):
-                return part
-    return None
-
-
-def _takers(owner: Any) -> tuple[Any, ...]:
-    """A function, or a class and its bases, to which it hands on arguments that it does not name itself."""
-    if owner is None:
-        return ()
-    return inspect.getmro(owner) if inspect.isclass(owner) else (owner,)
-
-
-def _parameters(owner: Any) -> Mapping[str, inspect.Parameter]:
-    try:
-        return inspect.signature(owner).parameters
-    except (TypeError, ValueError):  # written in C
-        return {}
-
-
-def _class(class_path: str) -> Any:
-    """What a class path of the present configuration, which has been resolved, leads to."""
-    package, _, name = class_path.rpartition(".")
-    try:
-        return getattr(import_module(package), name)
-    except (ImportError, AttributeError, ValueError):
-        return None
+    annotation = argument_annotation(owner, name)
+    parts = (annotation, *typing.get_args(annotation))
+    return next((part for part in parts if dataclasses.is_dataclass(part)), None)
 
 
 def _plain(value: Any) -> Any:

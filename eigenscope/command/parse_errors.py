@@ -14,7 +14,7 @@ from jsonargparse._actions import _ActionConfigLoad
 from eigenscope.command.class_names import class_fault, own_classes
 from eigenscope.command.nearest import hint, listed, nearest, nearest_key
 from eigenscope.command.origin import config_values, origin
-from eigenscope.command.parser import ExplainingParser, NoOptionsError
+from eigenscope.command.parser import ExplainingParser, NoOptionsError, NullError
 from eigenscope.command.refusal import Refusal, refusal
 from eigenscope.command.type_words import choices, classes, in_words
 
@@ -35,6 +35,8 @@ def explain_parse_error(error: Exception, parser: ExplainingParser) -> str:
     args = list(getattr(parser, "args", ()))
     if isinstance(error, NoOptionsError):
         return _not_options(error.group, error.value, args)
+    if isinstance(error, NullError):
+        return f"{origin([error.path], None, args)} takes {in_words(error.annotation)}, not null"
     if isinstance(error, argparse.ArgumentError) and not found.path:
         return _argument_fault(error, parser, args)
     if not found.path and (fault := _file_fault(args)):
@@ -198,7 +200,7 @@ def _not_options(group: str, value: object, args: list[str]) -> str:
 
 
 def _written(value: object) -> str:
-    return "null" if value is None else str(value)
+    return "null" if value in (None, "None") else str(value)  # jsonargparse makes a text of a null that it refused
 
 
 def _one_line(text: str) -> str:

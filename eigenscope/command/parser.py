@@ -7,6 +7,8 @@ from typing import Any, ClassVar, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse._actions import _ActionConfigLoad
 
+from eigenscope.command.nulls import unfit_null
+
 
 class UsageError(Exception):
     """What was asked for cannot be understood; the message is one sentence that says why."""
@@ -36,6 +38,9 @@ class ExplainingParser(ArgumentParser):
         for action in self._actions:  # jsonargparse takes `trainer: 5` of a file, and fails when it builds one
             if isinstance(action, _ActionConfigLoad) and not isinstance(config.get(action.dest), Namespace):
                 self.error("", NoOptionsError(action.dest, config.get(action.dest)))
+        found = unfit_null(config.as_dict()[config.subcommand] if "subcommand" in config else config.as_dict())
+        if found is not None:
+            self.error("", NullError(*found))
         return config
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -67,3 +72,17 @@ class NoOptionsError(TypeError):
         super().__init__(f"{group} must hold options, got {value}")
         self.group = group
         self.value = value
+
+
+class NullError(TypeError):
+    """An argument of a class is null and should not be.
+
+    Attributes:
+        path: the parts of its key.
+        annotation: the argument's.
+    """
+
+    def __init__(self, path: list[str], annotation: Any) -> None:
+        super().__init__(f"{'.'.join(path)} must not be null")
+        self.path = path
+        self.annotation = annotation

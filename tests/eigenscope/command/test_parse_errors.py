@@ -56,6 +56,23 @@ def refused(parser, *args):
     return line
 
 
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [("size", "a number"), ("colour", "red or green"), ("hole", "a whole number")],
+)
+def test_null_where_a_class_takes_none(parser, tmp_path, argument, words):
+    ring = f"{{class_path: Ring, init_args: {{{argument}: null}}}}"
+    assert refused(parser, f"--scene.shapes=[{ring}]").endswith(f"init_args.{argument} takes {words}, not null")
+    file = tmp_path / "scene.yaml"
+    file.write_text(f"scene:\n  shapes:\n  - class_path: Ring\n    init_args:\n      {argument}: null\n")
+    assert refused(parser, f"--config={file}").endswith(f"init_args.{argument} takes {words}, not null")
+
+
+def test_null_where_it_is_one_of_the_values(parser):
+    config = parser.parse_args(["--scene.shapes=null", "--scene.frame=null"])
+    assert (config.scene.shapes, config.scene.frame) == (None, None)
+
+
 def test_what_is_right_is_parsed_as_before(parser):
     config = parser.parse_args(["--depth=2", "--scene.shapes=[{class_path: Ring, init_args: {hole: 4}}]"])
     assert (config.depth, config.scene.shapes[0].init_args.hole) == (2, 4)
