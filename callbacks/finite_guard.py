@@ -1,5 +1,6 @@
 """Stops a training at the first number that is not finite, or passes it over, while its weights still are."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 from callbacks.first_non_finite import first_non_finite, float_tensors, non_finite_weight
 from callbacks.printing import print_beside_bar
 from callbacks.step_snapshot import StepSnapshot
+from eigenscope.charts import Chart, present
 from eigenscope.random_state import random_state, set_random_state
 from eigenscope.study import StoppedRun
 from eigenscope.study.run_record import update_record
@@ -130,6 +132,10 @@ class FiniteGuard(Callback):
         if isinstance(exception, LinAlgError) and trainer.training and self._batch is not None:
             found = self._find(trainer, pl_module, self._finite is not None and not self._finite, together=False)
             exception.add_note(self._stopped(trainer, found, together=False))
+
+    def charts(self, logged: Collection[str]) -> list[Chart]:
+        """How many steps were skipped."""
+        return present([Chart("Training and validation", "skipped steps so far", ("skipped_steps",))], logged)
 
     def state_dict(self) -> dict[str, Any]:
         """How many steps were skipped."""
