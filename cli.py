@@ -10,6 +10,7 @@ import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -28,7 +29,14 @@ from eigenscope.command.error_source import is_from_setup, own_error
 from eigenscope.command.faults import check_writable, explain, leave_to_main_thread
 from eigenscope.command.lost_ranks import end_with_launcher, explain_lost_rank
 from eigenscope.command.parser import ExplainingParser, UsageError
-from eigenscope.command.resume import SAVED_AT, check_network, check_resume, continued_version, find_checkpoint
+from eigenscope.command.resume import (
+    CONFIGURATION,
+    SAVED_AT,
+    check_network,
+    check_resume,
+    continued_version,
+    find_checkpoint,
+)
 from eigenscope.command.warm_start import misshaped, read_weights, warm_start
 from eigenscope.optim.installed import EMERGING_OPTIMIZERS
 from eigenscope.precision import has_bf16
@@ -117,12 +125,12 @@ class EigenscopeCLI(LightningCLI):
         self._shapes: dict[str, tuple[int, ...]] = {}
         config = self.config[self.subcommand]
         try:
+            if config.warm_start is not None and self.subcommand != "fit" and config.ckpt_path is None:
+                raise ValueError(f"warm_start is for fit; to {self.subcommand} trained weights give --ckpt_path")
+            if config.warm_start_map is not None and config.warm_start is None:
+                raise ValueError("warm_start_map says where the parts of warm_start belong, of which there is none")
             if config.ckpt_path is not None:
                 self._check_checkpoint(find_checkpoint(config.ckpt_path))
-            elif config.warm_start is not None and self.subcommand != "fit":
-                raise ValueError(f"warm_start is for fit; to {self.subcommand} trained weights give --ckpt_path")
-            elif config.warm_start_map is not None and config.warm_start is None:
-                raise ValueError("warm_start_map says where the parts of warm_start belong, of which there is none")
         except ValueError as error:
             raise ConfigurationError(str(error)) from error
 
@@ -135,8 +143,9 @@ class EigenscopeCLI(LightningCLI):
         checkpoint = read_checkpoint(path)
         now = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False))
         if self.subcommand == "fit":
-            sections = {"trainer": Trainer, "finite_guard": callbacks.FiniteGuard}
-            note = check_resume(checkpoint, path, now, sections, _LINKED)
+            note = check_resume(checkpoint, path, now, {"trainer": Trainer}, _LINKED)
+            begun = checkpoint.get(CONFIGURATION, {})  # its checkpoints go on saying with which weights the run began
+            config.warm_start, config.warm_start_map = begun.get("warm_start"), begun.get("warm_start_map")
             version = continued_version(path, now["trainer"]["logger"])
             if version is not None:
                 self._continue_logs(version, checkpoint)
@@ -218,10 +227,10 @@ class EigenscopeCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Reads the test set, once, at the epoch that a held-out part of the training set has chosen."""
-        checkpoints = self.trainer.checkpoint_callback
-        chosen = getattr(checkpoints, "monitor", None) and getattr(checkpoints, "best_model_path", None)
-        if getattr(self.datamodule, "protocol", None) == "holdout" and chosen:
-            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=chosen)
+        choosing = [saver for saver in self.trainer.checkpoint_callbacks if getattr(saver, "monitor", None)]
+        chosen = [saver.best_model_path for saver in choosing if isinstance(saver, ModelCheckpoint)]
+        if getattr(self.datamodule, "protocol", None) == "holdout" and any(chosen[:1]):
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=chosen[0])
 
 
 class _Parsed(Exception):
@@ -252,14 +261,14 @@ def resolve(args: list[str]) -> dict[str, Any]:
 
 
 def _quieten_lightning() -> None:
-    """Leaves out what nobody at the command line can act on: advertisements, and Lightning's own deprecations."""
+    """Leaves out what nobody at the command line can act on: advertisements, and Lightning's notes to itself."""
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    logger.addFilter(_is_no_advertisement)
+    logger.addFilter(_is_for_people)
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
 
 
-def _is_no_advertisement(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("💡 Tip")
+def _is_for_people(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(("💡 Tip", "`weights_only` was not set"))
 
 
 def main(args: list[str] | None = None) -> Any:

@@ -10,9 +10,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from torch.optim import Optimizer
 
 from eigenscope.optim.watched import optimizer_parts
-from eigenscope.precision import has_tf32
-
-_PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
+from eigenscope.precision import has_tf32, precision_name
 
 Value = str | int | float | None
 
@@ -27,17 +25,18 @@ class Setting:
     differs: bool
 
 
-def asked_and_live(trainer: Trainer, module: LightningModule, asked: Mapping[str, Any]) -> list[Setting]:
+def asked_and_live(trainer: Trainer, module: LightningModule, asked: Mapping[str, Any], seed: int) -> list[Setting]:
     """The settings that results depend on.
 
     Args:
         trainer: in a fit, its optimizers and loaders made.
         module: that is trained.
         asked: the configuration of ``fit`` as plain values; empty where there is none, as from Python.
+        seed: that of the run, before ranks were given streams of their own.
     """
     return [
         *_of_optimizers(trainer, _at(asked, "model", "init_args", "optimizer") or {}),
-        *_of_numbers(trainer, module, asked),
+        *_of_numbers(trainer, module, asked, seed),
         *_of_batches(trainer, asked),
         *_of_devices(trainer, asked.get("trainer") or {}),
     ]
@@ -72,10 +71,10 @@ def _of_optimizers(trainer: Trainer, asked: Mapping[str, Any]) -> list[Setting]:
     return settings
 
 
-def _of_numbers(trainer: Trainer, module: LightningModule, asked: Mapping[str, Any]) -> list[Setting]:
+def _of_numbers(trainer: Trainer, module: LightningModule, asked: Mapping[str, Any], live_seed: int) -> list[Setting]:
     """Precisions, seed, compilation."""
     precision = _at(asked, "trainer", "precision")
-    precision = None if precision is None else _PRECISIONS.get(str(precision), str(precision))
+    precision = None if precision is None else precision_name(precision)
     device = trainer.strategy.root_device
     settings = [
         _compared("precision", precision, str(trainer.precision)),
@@ -94,7 +93,7 @@ def _of_numbers(trainer: Trainer, module: LightningModule, asked: Mapping[str, A
                 differs = lacking or request not in (None, live)
                 settings.append(Setting(f"{key} of {name}", request, shown, differs))
     seed = asked.get("seed_everything")
-    settings.append(_compared("seed", None if isinstance(seed, bool) else seed, torch.initial_seed()))
+    settings.append(_compared("seed", None if isinstance(seed, bool) else seed, live_seed))
     compiled = any(part._compiled_call_impl is not None or hasattr(part, "_orig_mod") for part in module.modules())
     settings.append(_compared("compiled", _yes(_at(asked, "model", "init_args", "compile_net")), _yes(compiled)))
     return settings

@@ -39,8 +39,7 @@ class CVLossSchedule(Callback):
     sector's points, ``cv_M/gradient_norm`` and ``cv_M/reconstruction_gradient_norm``; and ``cv_M/degenerate``, the
     share of measured matrices that have no CV because all their points coincide, which the other figures leave out.
 
-    A sector that carries no gradient, such as that of a frozen encoder, is measured and gets no term. State is saved
-    and resumes exactly at epoch boundaries.
+    A sector that carries no gradient, such as that of a frozen encoder, is measured and gets no term.
 
     Args:
         sectors: sector to its policy.
@@ -149,7 +148,7 @@ class CVLossSchedule(Callback):
                 self._logged |= figures.keys()
                 sector.figures = {}
             if trainer.is_last_batch and sector.ema is not None:
-                pl_module.log(f"cv_{name}/ema", sector.ema, on_step=False, on_epoch=True)
+                pl_module.log(f"cv_{name}/ema", sector.ema, on_step=False, on_epoch=True, sync_dist=True)
 
     @property
     def targets(self) -> dict[str, float]:

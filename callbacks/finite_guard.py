@@ -197,7 +197,9 @@ class FiniteGuard(Callback):
             return "no checkpoint was saved, which takes all ranks"
         folder = getattr(trainer.checkpoint_callback, "dirpath", None) or trainer.log_dir or trainer.default_root_dir
         path = Path(folder) / "last_good.ckpt"
-        cast(StepSnapshot, self._before).restore_streams()
+        before = cast(StepSnapshot, self._before)
+        before.restore_streams()
+        before.restore_counts()
         trainer.save_checkpoint(path)
         return f"the state before it is in {path}"
 

@@ -50,6 +50,7 @@ class RandomState(Callback):
         for name, figures in self._restored["figures"].items():
             getattr(connector, f"_{name}_metrics").update(_moved(figures, pl_module.device))
         if self._restored["ranks"] and self._restored["within_epoch"]:
+            self._set_streams(trainer)  # for those who look at them as the first batch starts
             _set_metrics(pl_module, self._restored["ranks"][trainer.global_rank]["metrics"])
         else:
             self._restored = None

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 import eigenscope
-from callbacks.asked_and_live import asked_and_live
+from callbacks.asked_and_live import Setting, asked_and_live
 from callbacks.boards import boards
 from callbacks.last_checkpoint import TrainingInterrupted
 from callbacks.run_folder import run_folder
@@ -57,11 +57,13 @@ class RunCard(Callback):
         self._clock = RunClock()
         self._samples = 0
         self._memory: dict[str, int] = {}
+        self._seed = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forgets a fit before this one; one that goes on comes back with its checkpoint."""
         if stage == "fit":
             self._folder, self._starts, self._clock, self._samples, self._memory = None, [], RunClock(), 0, {}
+            self._seed = torch.initial_seed()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the card."""
@@ -158,7 +160,7 @@ class RunCard(Callback):
                 "commit": code["commit"],
                 "command": shlex.join(sys.orig_argv),
             },
-            "settings": [asdict(row) for row in asked_and_live(trainer, pl_module, self.configuration or {})],
+            "settings": [asdict(row) for row in self._settings(trainer, pl_module)],
             "parameters": {"total": asdict(count(pl_module)), "parts": parts},
             "routing": routing,
             "data": {"module": type(data).__name__, **(data.fingerprint() if isinstance(data, Fingerprinted) else {})},
@@ -167,6 +169,9 @@ class RunCard(Callback):
             "hardware": hardware(),
             "configuration": _hyperparameters(pl_module, data) if self.configuration is None else self.configuration,
         }
+
+    def _settings(self, trainer: Trainer, pl_module: LightningModule) -> list[Setting]:
+        return asked_and_live(trainer, pl_module, self.configuration or {}, self._seed)
 
     def _end(self, trainer: Trainer, folder: Path, outcome: Outcome, reason: str = "") -> None:
         changes: dict[str, Any] = {"outcome": outcome, "reason": reason}

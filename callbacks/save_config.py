@@ -1,4 +1,4 @@
-"""The configuration of a run, in its folder, its checkpoints and its record."""
+"""The configuration of a run, in its folder, its checkpoints and its record, and which data it was trained on."""
 
 import time
 from functools import cached_property
@@ -10,19 +10,22 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from callbacks.run_card import RunCard
-from eigenscope.command.resume import CONFIGURATION, SAVED_AT
+from eigenscope.command.resume import CONFIGURATION, DATA, SAVED_AT
+from eigenscope.protocols import Fingerprinted
 
 
 class SaveConfig(SaveConfigCallback):
     """Saves the configuration in every checkpoint and beside the logs; there a run that goes on has it already.
 
-    The run's card gets it too, with the precision that was asked for if that was replaced.
+    The run's card gets it too, with the precision that was asked for if that was replaced. With the configuration a
+    checkpoint keeps the data's fingerprint: a run that goes on with other data, as at another ``root``, says so.
     """
 
     def __init__(self, *args: Any, continues: bool = False, asked_precision: str | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
         self.continues = continues
         self.asked_precision = asked_precision
+        self._data: dict[str, str] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Saves it, unless Lightning would put it into the working directory for want of a logger."""
@@ -38,10 +41,29 @@ class SaveConfig(SaveConfigCallback):
                 card.configuration = self._plain | {"trainer": options}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adds the configuration, for a resumed run to be compared with, and the time."""
+        """Adds what a resumed run is compared with, and the time."""
         checkpoint[CONFIGURATION] = self._plain
         checkpoint[SAVED_AT] = time.time()
+        if self._data is None:
+            self._data = _fingerprint(trainer)
+        checkpoint[DATA] = self._data
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Compares the data; the folder that they are in is free to change, and says nothing of what is in it."""
+        saved = checkpoint.get(DATA)
+        if saved and trainer.state.fn == "fit":
+            now = self._data = _fingerprint(trainer)
+            for name in saved.keys() & now.keys():
+                if saved[name] != now[name]:
+                    pl_module.print(
+                        f"The {name} data are not those of the checkpoint: {saved[name]} there, {now[name]} now."
+                    )
 
     @cached_property
     def _plain(self) -> Any:
         return yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+
+
+def _fingerprint(trainer: Trainer) -> dict[str, str]:
+    data: Any = getattr(trainer, "datamodule", None)
+    return data.fingerprint() if isinstance(data, Fingerprinted) else {}

@@ -11,7 +11,7 @@ from eigenscope.random_state import random_state, set_random_state
 
 
 class StepSnapshot:
-    """Buffers and metrics of a module, the means that Lightning keeps of logged values, and random streams.
+    """Buffers and metrics of a module, the means that Lightning keeps of logged values, random streams, and counts.
 
     Metrics that have not been updated since they were reset, as those of validation, cost nothing. The module's parts
     are looked up when this is made: a network has hundreds, and a step may be short.
@@ -26,6 +26,8 @@ class StepSnapshot:
         self._owners = [(module, name) for module in modules for name in module._buffers]
         self._metrics = [module for module in modules if isinstance(module, Metric)]
         self._device = pl_module.device
+        loop: Any = trainer.fit_loop.epoch_loop
+        self._counters = (loop.batch_progress, loop.automatic_optimization.optim_progress)
         self._logged = trainer.fit_loop.epoch_loop._results  # Lightning has no public way to what it collects
         self.take()
 
@@ -36,6 +38,7 @@ class StepSnapshot:
         self._states = [_state(metric, copies) for metric in self._metrics]
         self._means = {key: _state(mean, copies) for key, mean in self._logged.items()}
         self._streams = random_state(self._device)
+        self._counts = [counter.state_dict() for counter in self._counters]
 
     def restore(self) -> None:
         """Puts buffers, metrics and means back."""
@@ -52,6 +55,11 @@ class StepSnapshot:
     def restore_streams(self) -> None:
         """Puts the random streams back."""
         set_random_state(self._streams, self._device)
+
+    def restore_counts(self) -> None:
+        """Puts the trainer's counts of batches and steps back."""
+        for counter, counts in zip(self._counters, self._counts, strict=True):
+            counter.load_state_dict(counts)
 
 
 def _state(metric: Metric, copies: dict[int, Tensor]) -> dict[str, Any] | None:

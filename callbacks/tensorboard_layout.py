@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.boards import boards
 from callbacks.epoch_recorder import EpochRecorder
-from eigenscope.charts import Chart, Layout, dashboard, present
+from eigenscope.charts import Chart, Layout, dashboard, joined, present
 from eigenscope.optim.watched import optimizer_parts
 from eigenscope.protocols import HasCharts
 from eigenscope.study import scored
@@ -40,11 +41,16 @@ class TensorBoardLayout(Callback):
 
     def __init__(self) -> None:
         self._layout: Layout = {}
+        self._charts: list[Chart] = []
         self._rates: dict[str, float] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forgets a fit before this one; the charts of one that goes on come back with its checkpoint."""
+        if stage == "fit":
+            self._layout, self._charts = {}, []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes the rates that the optimizer was made with, before a schedule or a checkpoint changes them."""
-        self._layout = {}
         self._rates = _rates([group for optimizer in trainer.optimizers for group in optimizer.param_groups])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -59,16 +65,25 @@ class TensorBoardLayout(Callback):
             for board in boards(trainer):
                 self._add_row(trainer, pl_module, board, logged)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The charts so far, as plain values."""
+        return {"charts": [asdict(chart) for chart in self._charts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes them over: some are of what is measured rarely, or once."""
+        self._charts = [Chart(**chart) for chart in state_dict["charts"]]
+
     def _lay_out(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        logged = set(trainer.logged_metrics)  # on all ranks
+        logged, noted = set(trainer.logged_metrics), set(trainer.callback_metrics)  # on all ranks
         if not trainer.is_global_zero or not boards(trainer):
             return
-        charts = _charts([pl_module, *trainer.callbacks], logged)  # type: ignore[attr-defined]
-        layout = dashboard(charts)
+        charts = _charts([pl_module, *trainer.callbacks], logged, noted)  # type: ignore[attr-defined]
+        self._charts = joined([*charts, *self._charts])
+        layout = dashboard(self._charts)
         if layout and layout != self._layout:
             self._layout = layout
             for board in boards(trainer):
-                board.experiment.add_custom_scalars(dashboard(charts, _prefix(board)))
+                board.experiment.add_custom_scalars(dashboard(self._charts, _prefix(board)))
 
     def _add_row(
         self, trainer: Trainer, pl_module: LightningModule, board: TensorBoardLogger, logged: Mapping[str, float]
@@ -105,15 +120,14 @@ def _shown_first(columns: Any) -> Any:
     return columns
 
 
-def _charts(parts: Iterable[Any], logged: Collection[str]) -> list[Chart]:
-    """What the parts of a run state, in their order."""
+def _charts(parts: Iterable[Any], logged: Collection[str], noted: Collection[str]) -> list[Chart]:
+    """What the parts of a run state, in their order; learning rates are not logged but noted."""
     charts: list[Chart] = []
     for part in parts:
         if isinstance(part, HasCharts):
             charts += part.charts(logged)
-        elif isinstance(part, LearningRateMonitor):
-            rates = [name for name, values in part.lrs.items() if values]
-            charts += present([Chart("Training and validation", "learning rate", tuple(rates))] if rates else [], rates)
+        elif isinstance(part, LearningRateMonitor) and part.lrs:
+            charts += present([Chart("Training and validation", "learning rate", tuple(part.lrs))], noted)
     return charts
 
 

@@ -80,7 +80,7 @@ class CurriculumPacing(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs how many types there were."""
         types = self.curriculum.types_at(trainer.current_epoch)
-        pl_module.log("curriculum/types", float(len(types)), rank_zero_only=True)
+        pl_module.log("curriculum/types", float(len(types)), sync_dist=True)
 
     def charts(self, logged: Collection[str]) -> list[Chart]:
         """The number of unlocked types."""

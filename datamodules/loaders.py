@@ -17,20 +17,21 @@ Batch = tuple[Tensor, Tensor]
 class ResumableLoader(DataLoader[Batch]):
     """A loader that can begin in the middle of an epoch, as Lightning knows by its two methods.
 
+    With ``overfit_batches`` Lightning puts a sampler of its own in, which begins every epoch at its start.
+
     It keeps no count of batches, which would run ahead by those that are on their way: the trainer knows how many were
     trained, and :class:`~callbacks.RandomState` tells the loader of a run that goes on.
     """
 
-    sampler: EpochSampler
-
     def state_dict(self) -> dict[str, int]:
         """The epoch, from its start."""
-        return {"epoch": self.sampler.epoch, "batches": 0}
+        return {"epoch": getattr(self.sampler, "epoch", 0), "batches": 0}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Lets the next iteration begin in an epoch, after a number of batches of this rank."""
-        self.sampler.set_epoch(state_dict["epoch"])
-        self.sampler.start = state_dict["batches"] * cast(int, self.batch_size)
+        if isinstance(self.sampler, EpochSampler):
+            self.sampler.set_epoch(state_dict["epoch"])
+            self.sampler.start = state_dict["batches"] * cast(int, self.batch_size)
 
 
 def check_loading(batch_size: int, num_workers: int | Literal["auto"]) -> None:

@@ -51,12 +51,23 @@ def present(charts: Iterable[Chart], logged: Collection[str]) -> list[Chart]:
     return found
 
 
+def joined(charts: Iterable[Chart]) -> list[Chart]:
+    """One chart for each section and title, of all their curves; a band is kept only around a single curve."""
+    found: dict[tuple[str, str], Chart] = {}
+    for chart in charts:
+        first = found.setdefault((chart.section, chart.title), chart)
+        tags = tuple(dict.fromkeys((*first.tags, *chart.tags)))
+        band = (first.band or chart.band) if len(tags) == 1 else None
+        found[chart.section, chart.title] = replace(first, tags=tags, band=band)
+    return list(found.values())
+
+
 def dashboard(charts: Iterable[Chart], prefix: str = "") -> Layout:
     """The layout of TensorBoard's custom scalars: sections and charts in the order in which they first occur.
 
-    Charts of one section and title become one, of all their curves; a band is kept only around a single curve.
-    TensorBoard reads the tags of curves as regular expressions that have to match from a tag's beginning, so they are
-    escaped and closed with ``$``; those of a chart with a band it takes as they are.
+    Charts of one section and title become one, see :func:`joined`. TensorBoard reads the tags of curves as regular
+    expressions that have to match from a tag's beginning, so they are escaped and closed with ``$``; those of a chart
+    with a band it takes as they are.
 
     Args:
         charts: whose tags are all logged, see :func:`present`.
@@ -65,13 +76,8 @@ def dashboard(charts: Iterable[Chart], prefix: str = "") -> Layout:
     Returns:
         What ``SummaryWriter.add_custom_scalars`` takes.
     """
-    joined: dict[tuple[str, str], Chart] = {}
-    for chart in charts:
-        first = joined.setdefault((chart.section, chart.title), chart)
-        tags = tuple(dict.fromkeys((*first.tags, *chart.tags)))
-        joined[chart.section, chart.title] = replace(first, tags=tags, band=first.band if len(tags) == 1 else None)
     layout: Layout = {}
-    for chart in joined.values():
+    for chart in joined(charts):
         names = [prefix + tag for tag in (*chart.tags, *(chart.band or ()))]
         content = ("Margin", names) if chart.band else ("Multiline", [f"^{re.escape(name)}$" for name in names])
         layout.setdefault(chart.section, {})[chart.title] = content

@@ -32,16 +32,16 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
         ValueError: the checkpoint holds something that could not be read again without executing code.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for part in path.parent.glob(f".{path.name}.*"):  # of a process that was killed while it wrote
+        part.unlink()
     with replace_atomically(path) as aside:
         with aside.open("wb") as file:
             torch.save(checkpoint, file)
         unsafe = get_unsafe_globals_in_checkpoint(aside)
         if unsafe:
             raise ValueError(f"checkpoint {path} would hold more than plain values and tensors: {', '.join(unsafe)}")
-        if path.exists():
-            with replace_atomically(previous_checkpoint(path)) as other:
-                other.unlink()
-                os.link(path, other)
+        if path.exists() and _damage(path) is None:
+            _keep(path)
 
 
 def read_checkpoint(path: Path, map_location: str | torch.device | None = "cpu") -> dict[str, Any]:
@@ -70,6 +70,16 @@ def read_checkpoint(path: Path, map_location: str | torch.device | None = "cpu")
             raise ValueError(f"checkpoint {path} {damage}, and {previous} {too}") from too
 
 
+def _keep(path: Path) -> None:
+    """Gives a checkpoint its second name; without hard links, the second for the first."""
+    with replace_atomically(previous_checkpoint(path)) as other:
+        other.unlink()
+        try:
+            os.link(path, other)
+        except OSError:
+            os.replace(path, other)
+
+
 class _DamagedError(Exception):
     """A file that is missing, cut short or altered."""
 
@@ -77,19 +87,32 @@ class _DamagedError(Exception):
 def _read(path: Path, map_location: str | torch.device | None) -> dict[str, Any]:
     if not path.exists():
         raise _DamagedError("is missing")
+    damage = _damage(path)
+    if damage is not None:
+        raise _DamagedError(damage)
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch itself does not look at the checksums
-        if damaged is not None:
-            raise _DamagedError(f"is damaged: the checksum of {damaged} is wrong")
         content: Any = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"checkpoint {path} holds more than plain values and tensors, and reading it could execute code: "
             f"{', '.join(get_unsafe_globals_in_checkpoint(path)) or error}"
         ) from error
-    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError) as error:
+    except (RuntimeError, EOFError, OSError) as error:
         raise _DamagedError(f"is damaged or cut short ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"checkpoint {path} must hold a dictionary, got {type(content).__name__}")
     return content
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a file's checksums, at which torch itself does not look."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except zipfile.BadZipFile as error:
+        with path.open("rb") as file:
+            is_archive = file.read(2) in (b"PK", b"")
+        return f"is damaged or cut short ({error})" if is_archive else "is not a zip archive, as torch writes"
+    except OSError as error:
+        return f"cannot be read ({error})"
+    return None if damaged is None else f"is damaged: the checksum of {damaged} is wrong"

@@ -1,6 +1,17 @@
-"""What a device computes in hardware."""
+"""Precisions: their names, and what a device computes in hardware."""
 
 import torch
+
+_NAMES = {"None": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
+
+
+def precision_name(word: str | int | None) -> str:
+    """The full name of a trainer's precision, such as ``32-true`` of ``32`` and of None, the default.
+
+    Args:
+        word: any of those that Lightning takes; others are returned as text.
+    """
+    return _NAMES.get(str(word), str(word))
 
 
 def has_tf32(device: torch.device) -> bool:

@@ -172,7 +172,7 @@ def test_every_contradiction_is_listed_and_nothing_is_written(begun):
     assert sorted(lines) == sorted(
         [
             "  seed_everything: checkpoint 0, now 3",
-            "  trainer.precision: checkpoint None, now bf16-true",
+            "  trainer.precision: checkpoint 32-true, now bf16-true",
             "  trainer.callbacks.EarlyStopping: checkpoint absent, now lightning.pytorch.callbacks.EarlyStopping",
             "  trainer.limit_train_batches: checkpoint None, now 2",
             "  trainer.gradient_clip_val: checkpoint 1.0, now 2",
@@ -295,10 +295,30 @@ def test_a_warm_started_run_resumes_and_evaluates_with_its_saved_configuration(b
     run = cli.main(["fit", *given, f"--ckpt_path={folder}", "--trainer.max_epochs=2"])
     assert (run.trainer.global_step, Path(run.trainer.log_dir)) == (8, folder)
     assert fit(f"--ckpt_path={folder}", epochs=2).trainer.global_step == 8
+    assert fit(f"--ckpt_path={folder}", epochs=3).trainer.global_step == 12  # without a word of the warm start
+    assert fit(f"--ckpt_path={folder}", f"--warm_start={path}", epochs=4).trainer.global_step == 16
     cli.main(["validate", *given, f"--ckpt_path={folder}", "--trainer.logger=false"])
     assert "Warm start" not in capsys.readouterr().out
     said = refusal("validate", *given)
     assert said == "warm_start is for fit; to validate trained weights give --ckpt_path"
+
+
+def test_other_data_than_the_checkpoints_are_told(begun, capsys):
+    path = begun / "checkpoints" / "epoch=0.ckpt"
+    fit(f"--ckpt_path={path}", epochs=2)
+    assert "data are not those" not in capsys.readouterr().out
+    checkpoint = read_checkpoint(path)
+    now = checkpoint["data"]["train"]
+    checkpoint["data"]["train"] = "0123456789ab (100 samples)"
+    write_checkpoint(checkpoint, path)
+    fit(f"--ckpt_path={path}", epochs=2)
+    there = "The train data are not those of the checkpoint: 0123456789ab (100 samples) there"
+    assert f"{there}, {now} now." in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
+def test_few_batches_over_and_over(begun):
+    assert fit("--trainer.overfit_batches=2", epochs=2).trainer.global_step == 4
 
 
 def test_a_warm_start_that_does_not_fit_is_refused_before_training(begun):
@@ -314,7 +334,9 @@ def test_a_warm_start_that_does_not_fit_is_refused_before_training(begun):
     assert said.endswith("did you mean net.head?")
     said = refusal("fit", *arguments(f"--warm_start={path}", f"--ckpt_path={path}"))
     assert said.startswith("ckpt_path and warm_start exclude each other")
-    assert "of which there is none" in refusal("fit", *arguments("--warm_start_map={net.head: null}"))
+    for more in ([], [f"--ckpt_path={path}"]):
+        said = refusal("fit", *arguments("--warm_start_map={net.head: null}", *more))
+        assert "of which there is none" in said
     assert [folder.name for folder in begun.parent.iterdir()] == ["version_0"]
 
 

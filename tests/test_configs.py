@@ -13,8 +13,7 @@ CV_OVERLAYS = sorted((ROOT / "configs" / "cv").glob("*.yaml"))  # each is added 
 IMPLANT_OVERLAYS = sorted((ROOT / "configs" / "implant").glob("*.yaml"))
 OPTIMIZER_OVERLAYS = sorted((ROOT / "configs" / "optimizer").glob("*.yaml"))
 KV_CHECK = ROOT / "configs" / "callbacks" / "kv_check.yaml"
-OVERLAYS = {*CV_OVERLAYS, *IMPLANT_OVERLAYS, *OPTIMIZER_OVERLAYS, KV_CHECK}
-CONFIGS = sorted(set((ROOT / "configs").rglob("*.yaml")) - OVERLAYS)
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if "data" in yaml.safe_load(path.read_text()))
 # whose optimizer may be another, and which validate; those of configs/spike are run by test_spike.py
 EXPERIMENTS = [path for path in CONFIGS if path.parent.name != "spike"]
 TAPPED = {"deit_svd": "svd", "deit_gram_diagonal": "gram_diagonal", "deit_pooled": "pooled", "deit_zeros": "zeros"}

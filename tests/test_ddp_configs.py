@@ -5,13 +5,13 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import yaml
 
 import cli
 
 pytestmark = pytest.mark.xdist_group("ddp")  # one pool for all, with --dist loadgroup
 CONFIGS = Path(__file__).parents[1] / "configs"
-OVERLAYS = ("callbacks", "cv", "implant", "optimizer")  # folders of what is added to another configuration
-EXPERIMENTS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in OVERLAYS)
+EXPERIMENTS = sorted(path for path in CONFIGS.rglob("*.yaml") if "data" in yaml.safe_load(path.read_text()))
 STEPS_TO_THE_SPIKE = 52  # its place is part of the configuration
 TWO = "trainer: {accelerator: cpu, devices: 2, strategy: ddp}"
 TOGETHER = [

@@ -15,15 +15,12 @@ import yaml
 from lightning.pytorch import Callback
 
 import cli
-from callbacks import LastCheckpoint, TrainingInterrupted
+from callbacks import LastCheckpoint, NonFiniteError, TrainingInterrupted
 from eigenscope.checkpoints import read_checkpoint
 from eigenscope.nn import BatteryArray, BatteryEntry, save_batteries
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-OVERLAYS = [
-    part for folder in ("cv", "implant", "optimizer", "callbacks") for part in (CONFIGS / folder).glob("*.yaml")
-]
-EXPERIMENTS = sorted(set(CONFIGS.rglob("*.yaml")) - set(OVERLAYS))
+EXPERIMENTS = sorted(path for path in CONFIGS.rglob("*.yaml") if "data" in yaml.safe_load(path.read_text()))
 BATCHES = 3
 SMALL = [
     "--trainer.accelerator=cpu",
@@ -55,11 +52,23 @@ class StopAfter(Callback):
             os.kill(os.getpid(), self.signum)
 
 
+class SpoilAt(Callback):
+    """Makes the gradients of a batch infinite, once."""
+
+    def __init__(self, batch):
+        self.batch, self.seen = batch, 0
+
+    def on_after_backward(self, trainer, pl_module):
+        self.seen += 1
+        if self.seen == self.batch:
+            next(p.grad for p in pl_module.parameters() if p.grad is not None).fill_(float("inf"))
+
+
 @pytest.fixture
 def fit(tmp_path, monkeypatch, make_tree):
-    """Fits in a folder below tmp_path; ``stop`` is the step after which a signal comes."""
+    """Fits in a folder below tmp_path; ``stop`` is the step after which a signal comes, ``spoil`` a batch."""
 
-    def run(folder, config, *more, stop=None, signum=signal.SIGTERM):
+    def run(folder, config, *more, stop=None, signum=signal.SIGTERM, spoil=None):
         (tmp_path / folder).mkdir(exist_ok=True)
         monkeypatch.chdir(tmp_path / folder)
         args = ["fit", "--config", str(config), *SMALL]
@@ -89,10 +98,16 @@ def fit(tmp_path, monkeypatch, make_tree):
         def with_stop(self, **options):
             trainer = make(self, **options)
             trainer.callbacks[:0] = [StopAfter(stop, signum)] if stop is not None else []
+            trainer.callbacks[:0] = [SpoilAt(spoil)] if spoil is not None else []
             return trainer
 
         with monkeypatch.context() as patch:
             patch.setattr(cli.EigenscopeCLI, "instantiate_trainer", with_stop)
+            if spoil is not None:
+                with pytest.raises(NonFiniteError):
+                    cli.main([*args, *more])
+                (checkpoint,) = Path("runs").glob("*/version_0/checkpoints/last_good.ckpt")
+                return checkpoint.resolve()
             if stop is None:
                 cli.main([*args, *more])
             else:
@@ -176,6 +191,18 @@ def test_soap_at_the_end_of_an_epoch_and_within(fit, experiment, step):
 @pytest.mark.parametrize("step", [2, 4])
 def test_the_demo_whatever_its_options(fit, options, step):
     stop_and_resume(fit, CONFIGS / "demo.yaml", step, *options)
+
+
+@pytest.mark.parametrize("options", [[], ["--trainer.accumulate_grad_batches=2"]], ids=["", "accumulated"])
+@pytest.mark.parametrize("batch", [1, 8])
+def test_the_last_good_checkpoint(fit, options, batch):
+    config = CONFIGS / "demo.yaml"
+    more = [*options, "--model.init_args.net.init_args.dropout=0.2", "--trainer.limit_train_batches=6"]
+    whole = fit("whole", config, *more)
+    good = fit("stopped", config, *more, spoil=batch)
+    again = fit("stopped", config, *more, "--ckpt_path", str(good), spoil=(batch - 1) % len(options or [1]) + 1)
+    assert_equal_ends(good, again)
+    assert_equal_ends(whole, fit("stopped", config, *more, "--ckpt_path", str(good)))
 
 
 @pytest.mark.parametrize("experiment", ["demo", "svae_noise_small"])

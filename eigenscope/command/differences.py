@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eigenscope.command.class_arguments import ABSENT, argument_annotation, argument_default, class_at
+from eigenscope.precision import precision_name
 
 Config = Mapping[str, Any]
 
@@ -70,12 +71,24 @@ WATCHERS = frozenset(
         "lightning.pytorch.callbacks.LearningRateMonitor",
         "lightning.pytorch.callbacks.ModelCheckpoint",
         "lightning.pytorch.callbacks.ModelSummary",
+        "lightning.pytorch.callbacks.OnExceptionCheckpoint",
         "lightning.pytorch.callbacks.RichModelSummary",
         "lightning.pytorch.callbacks.RichProgressBar",
         "lightning.pytorch.callbacks.ThroughputMonitor",
         "lightning.pytorch.callbacks.Timer",
         "lightning.pytorch.callbacks.TQDMProgressBar",
     }
+)
+
+
+#: Options of which 1 means one batch and 1.0 all of them.
+_COUNTS_OR_SHARES = (
+    "trainer.limit_train_batches",
+    "trainer.limit_val_batches",
+    "trainer.limit_test_batches",
+    "trainer.limit_predict_batches",
+    "trainer.overfit_batches",
+    "trainer.val_check_interval",
 )
 
 
@@ -148,7 +161,7 @@ def _walk(saved: Any, now: Any, path: str, owner: Any, sections: Mapping[str, ty
                 yield from _walk(left, right, f"{path}.{number}", owner, sections)
         elif not all(map(_equal, saved, now)):
             yield Difference(path, saved, now)
-    elif not _equal(saved, now):
+    elif not _equal(saved, now) or (path in _COUNTS_OR_SHARES and type(saved) is not type(now)):
         yield Difference(path, saved, now)
 
 
@@ -158,6 +171,7 @@ def _binding(config: Config) -> dict[str, Any]:
     kept: dict[str, Any] = _without(_plain(config), free, "")
     trainer = kept.get("trainer")
     if isinstance(trainer, dict):
+        trainer["precision"] = precision_name(trainer.get("precision"))
         named: dict[str, Any] = {}
         callbacks = trainer.get("callbacks") or []
         for callback in callbacks if isinstance(callbacks, list) else [callbacks]:

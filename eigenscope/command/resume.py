@@ -8,8 +8,8 @@ from typing import Any
 from eigenscope.checkpoints import previous_checkpoint
 from eigenscope.command.differences import Config, Difference, contradictions, differences
 
-#: Under what a checkpoint keeps the configuration of its run, and when it was saved.
-CONFIGURATION, SAVED_AT = "configuration", "saved_at"
+#: Under what a checkpoint keeps the configuration of its run, the fingerprint of its data, and when it was saved.
+CONFIGURATION, DATA, SAVED_AT = "configuration", "data", "saved_at"
 
 _FOLDER = "checkpoints"
 
@@ -59,7 +59,8 @@ def check_resume(
     """
     saved = _configuration(checkpoint, path)
     warm = now.get("warm_start")
-    if warm is not None and (CONFIGURATION not in checkpoint or warm != saved.get("warm_start")):
+    began = all(now.get(key) == saved.get(key) for key in ("warm_start", "warm_start_map"))
+    if warm is not None and (CONFIGURATION not in checkpoint or not began):
         raise ValueError(
             "ckpt_path and warm_start exclude each other: ckpt_path goes on with a run, warm_start begins one with the "
             f"weights of another; got {path} and {warm}"
@@ -103,7 +104,7 @@ def check_network(checkpoint: Config, path: Path, now: Config, linked: Collectio
     saved = _configuration(checkpoint, path)
     if not saved:
         return f"checkpoint {path} holds no configuration: its network could not be compared"
-    saved_net, net = (model["init_args"].get("net") for model in _models(saved, now, linked))
+    saved_net, net = ((model or {}).get("init_args", {}).get("net") for model in _models(saved, now, linked))
     found = differences(saved_net, net, "model.init_args.net")
     if found:
         raise ValueError(f"the network is not that of the checkpoint {path}:{_listed(found)}")

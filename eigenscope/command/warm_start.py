@@ -58,7 +58,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"warm_start: {path} is damaged or no safetensors file ({error})") from error
     content = read_checkpoint(path)
     weights = content.get("state_dict", content)
-    named = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    pairs = weights.items() if isinstance(weights, Mapping) else ()
+    named = {name: value for name, value in pairs if isinstance(value, Tensor)}
     if not named or (weights is content and len(named) < len(content)):
         raise ValueError(f"warm_start: {path} has no state_dict, and is none")
     return named

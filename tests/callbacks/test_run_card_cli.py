@@ -150,8 +150,7 @@ def test_a_request_that_is_not_met_is_marked(demo, path, value, name):
     for parent in parents:
         place = place[parent]
     place[leaf] = value
-    torch.manual_seed(0)  # as it was in the fit
-    found = asked_and_live(run.trainer, run.model, asked)
+    found = asked_and_live(run.trainer, run.model, asked, seed=0)
     assert [setting.name for setting in found if setting.differs] == ([] if name is None else [name])
 
 
@@ -159,7 +158,7 @@ def test_a_precision_of_one_backend_alone(demo):
     run, _ = demo
     try:
         torch.backends.cuda.matmul.fp32_precision = "tf32"
-        (found,) = [setting for setting in asked_and_live(run.trainer, run.model, {}) if "matmul" in setting.name]
+        (found,) = [setting for setting in asked_and_live(run.trainer, run.model, {}, 0) if "matmul" in setting.name]
     finally:
         torch.backends.cuda.matmul.fp32_precision = "none"
     assert found.live == f"{torch.backends.mkldnn.matmul.fp32_precision} on cpu"

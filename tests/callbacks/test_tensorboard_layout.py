@@ -204,6 +204,16 @@ def test_the_dashboard_grows_with_what_is_logged_and_is_written_no_oftener(tmp_p
     assert layouts(tmp_path / "run") == [loss, {**loss, "Validation/score": ["^val/mse$"]}]
 
 
+def test_a_resumed_run_keeps_the_charts_of_what_it_has_not_measured_again(tmp_path):
+    first = fit(tmp_path, TensorBoardLayout(), epochs=2, check_val_every_n_epoch=2)
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    ckpt = tmp_path / "last.ckpt"
+    fit(tmp_path, TensorBoardLayout(), epochs=3, check_val_every_n_epoch=2, ckpt_path=ckpt)
+    loss = {"Training and validation/loss": ["^train/loss$"]}
+    both = {**loss, "Validation/score": ["^val/mse$"]}
+    assert layouts(tmp_path / "run") == [loss, both, both]
+
+
 def test_callbacks_state_charts_of_what_they_write_by_themselves(tmp_path):
     class Writer(Callback):
         def on_train_start(self, trainer, pl_module):

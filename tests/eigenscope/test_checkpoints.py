@@ -56,6 +56,36 @@ def test_a_missing_newest_one_is_no_end_either(path, capsys):
     assert "is missing" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("how", ["cut short", "empty", "a bit is wrong"])
+def test_a_damaged_checkpoint_takes_nobodys_place(path, how):
+    damage(path, how)
+    write_checkpoint(content(3), path)
+    assert (read_checkpoint(path)["step"], read_checkpoint(previous_checkpoint(path))["step"]) == (3, 1)
+
+
+def test_what_a_killed_process_left_is_cleared_away(path):
+    (path.parent / ".last.ckpt.half").write_text("half")
+    (path.parent / ".best.ckpt.half").write_text("somebody else's")
+    write_checkpoint(content(3), path)
+    names = [".best.ckpt.half", "last.ckpt", "last.previous.ckpt"]
+    assert sorted(file.name for file in path.parent.iterdir()) == names
+
+
+def test_without_hard_links_the_one_before_is_kept_too(path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    write_checkpoint(content(3), path)
+    assert (read_checkpoint(path)["step"], read_checkpoint(previous_checkpoint(path))["step"]) == (3, 2)
+
+
+def test_a_file_of_torchs_former_format_is_called_that(tmp_path):
+    torch.save({"step": 1}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match="is not a zip archive, as torch writes, and there is none before it"):
+        read_checkpoint(tmp_path / "old.pth")
+
+
 def test_both_damaged(path):
     damage(path, "cut short")
     damage(previous_checkpoint(path), "empty")

@@ -56,6 +56,22 @@ def test_a_difference_is_a_line_with_both_values():
     assert str(Difference("a", ABSENT, ADAMW)) == "a: checkpoint absent, now torch.optim.AdamW"
 
 
+@pytest.mark.parametrize(
+    "option", ["limit_train_batches", "limit_val_batches", "overfit_batches", "val_check_interval"]
+)
+def test_one_batch_is_not_all_of_them(option):
+    (found,) = contradictions(configuration(**{option: 1.0}), configuration(**{option: 1}))
+    assert str(found) == f"trainer.{option}: checkpoint 1.0, now 1"
+    assert contradictions(configuration(**{option: 1}), configuration(**{option: 1})) == []
+    assert contradictions(configuration(gradient_clip_val=1.0), configuration(gradient_clip_val=1)) == []
+
+
+@pytest.mark.parametrize(("one", "other", "same"), [(None, "32-true", True), (16, "16-mixed", True), (None, 64, False)])
+def test_a_precision_has_several_names(one, other, same):
+    found = contradictions(configuration(precision=one), configuration(precision=other))
+    assert [difference.path for difference in found] == ([] if same else ["trainer.precision"])
+
+
 def leaves(tree, path=()):
     if isinstance(tree, dict):
         for key, value in tree.items():

@@ -63,6 +63,14 @@ def test_a_warm_start_is_no_resume_unless_the_run_began_with_it():
         resume(checkpoint(hyper_parameters=hyper_parameters(configuration())), configuration(warm_start="a"))
     assert resume(checkpoint(configuration=configuration(warm_start="a")), configuration(warm_start="a")) is None
     assert resume(checkpoint(configuration=configuration(warm_start="a")), configuration()) is None
+    mapped = configuration(warm_start="a") | {"warm_start_map": {"head": None}}
+    with pytest.raises(ValueError, match="exclude each other"):
+        resume(checkpoint(configuration=configuration(warm_start="a")), mapped)
+
+
+def test_a_model_without_arguments_is_compared_too():
+    bare = {"model": {"class_path": "Module"}}
+    assert check_network(checkpoint(configuration=bare), P, bare, LINKED) is None
 
 
 @pytest.mark.parametrize(
