@@ -23,7 +23,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 from eigenscope.nn import PatchSVAE
 from eigenscope.nn.battery_array import BatteryArray
 from eigenscope.noise import draw_noise
-from eigenscope.study import text_table
+from eigenscope.text import text_table
 
 _MINIATURE: dict[str, Any] = {"num_points": 32, "dim": 4, "patch_size": 4, "hidden": 64, "depth": 1}
 _SIZES = (1, 4, 16, 64, 128, 256, 512)

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from callbacks import EigenbasisRotation
 from eigenscope.nn import DeiT
 from eigenscope.optim import REKLS, SOAP, Muon, SplitOptimizer
-from eigenscope.study import text_table
+from eigenscope.text import text_table
 from lightning_modules import ImageClassificationModule
 
 STEPS = 20

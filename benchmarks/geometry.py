@@ -18,7 +18,7 @@ from timing import machine, medians
 from torch import Tensor
 
 from eigenscope.geometry import cayley_menger_volumes, simplex_volumes
-from eigenscope.study import text_table
+from eigenscope.text import text_table
 
 HEIGHTS = (1e-1, 1e-3, 1e-4)
 OURS = "Gram–Schmidt fp32, one batch (ours)"

@@ -17,7 +17,7 @@ from timing import machine, medians
 
 from eigenscope.linalg import randomized_svd
 from eigenscope.linalg.randomized_svd import Method
-from eigenscope.study import text_table
+from eigenscope.text import text_table
 
 HEADS, CHANNELS, OVERSAMPLING, ITERATIONS = 8, 128, 5, 2
 SPECTRA = ("rank k", "randn", "i^-1/2", "1/i", "2^(-i/4)")

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks import KVCacheCompression
 from eigenscope.nn import DeiT
-from eigenscope.study import text_table
+from eigenscope.text import text_table
 from lightning_modules import ImageClassificationModule
 
 

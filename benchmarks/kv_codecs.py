@@ -26,7 +26,7 @@ from eigenscope.kv import (
     rate_distortion_bound,
     relative_error,
 )
-from eigenscope.study import text_table
+from eigenscope.text import text_table
 
 HEADS, TOKENS, CHANNELS, BLOCK, SEEDS = 8, 4096, 128, 512, 3
 _i = torch.arange(1, CHANNELS + 1, dtype=torch.float64)

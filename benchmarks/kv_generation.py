@@ -18,7 +18,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import Cache
 
 from eigenscope.kv import Exact, KVCodec, LowRankInt8, SpectralCache, UniformInt
-from eigenscope.study import text_table
+from eigenscope.text import text_table
 
 BASELINE = "DynamicCache"
 

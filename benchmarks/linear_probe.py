@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from eigenscope.data import draw_images
-from eigenscope.study import text_table
+from eigenscope.text import text_table
 
 TRAIN, TEST = 10_000, 2_000
 

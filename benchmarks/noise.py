@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from eigenscope.noise import NOISE_TYPES, draw_noise
-from eigenscope.study import text_table
+from eigenscope.text import text_table
 
 
 class _Unkeyed:

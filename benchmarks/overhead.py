@@ -27,7 +27,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from timing import machine
 
 from cli import EigenscopeCLI
-from eigenscope.study import text_table
+from eigenscope.text import text_table
 
 LOGGING = {"loggers": ("log_metrics", "log_hyperparams", "save", "finalize"), "self.log": ("log",)}
 COLLECTING = (  # of Lightning's logger connector, which takes what was logged to the loggers

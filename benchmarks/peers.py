@@ -23,7 +23,7 @@ from eigenscope.nn.patches import unfold_patches
 from eigenscope.nn.reconstruction_errors import reconstruction_errors
 from eigenscope.nn.variational import free_bits, kl_weight
 from eigenscope.noise import NOISE_TYPES, draw_noise
-from eigenscope.study import text_table
+from eigenscope.text import text_table
 
 SIZES = {"num_points": 32, "dim": 16, "patch_size": 4, "hidden": 128, "depth": 2}
 

@@ -28,7 +28,7 @@ from eigenscope.kv import Codec, Exact, KVCodec, LowRankInt8, ScoreAwareCodec, T
 from eigenscope.kv.compressed_recall import CompressedRecall, compressed_recall
 from eigenscope.nn import CausalTransformer, llama_weights
 from eigenscope.noise import stream_key
-from eigenscope.study import text_table
+from eigenscope.text import text_table
 from lightning_modules import AssociativeRecallModule
 
 CONFIG = Path(__file__).parents[1] / "configs" / "recall.yaml"

@@ -22,7 +22,6 @@ from tqdm import tqdm
 import cli
 from datamodules import GradientSpikeDataModule
 from eigenscope.optim import REKLS, SOAP, Muon
-from eigenscope.study import duration
 from eigenscope.study.spike_response import SpikeResponse, replay, spike_response, spiked
 from eigenscope.study.spike_tables import (
     angle_table,
@@ -32,6 +31,7 @@ from eigenscope.study.spike_tables import (
     response_table,
     spectrum_table,
 )
+from eigenscope.text import duration
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "spike"
 RUNS = ("soap_high", "soap_highest", "rekls_high", "rekls_highest")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from timing import machine
 
-from eigenscope.study import text_table
+from eigenscope.text import text_table
 
 ROOT = Path(__file__).parent.parent
 ROWS = {

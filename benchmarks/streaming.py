@@ -16,7 +16,7 @@ from pathlib import Path
 from timing import machine
 
 from datamodules import HeavyTailedNoiseDataModule
-from eigenscope.study import text_table
+from eigenscope.text import text_table
 
 MIB = 2**20
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from eigenscope.study import text_table
+from eigenscope.text import text_table
 
 
 def machine() -> str:

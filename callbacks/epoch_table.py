@@ -6,7 +6,8 @@ from lightning.pytorch import LightningModule, Trainer
 
 from callbacks.epoch_recorder import EpochRecorder
 from callbacks.printing import print_beside_bar
-from eigenscope.study import duration, scored
+from eigenscope.study import scored
+from eigenscope.text import duration
 
 _WIDTHS = (6, 11, 10, 8, 8, 10, 9, 8, 8)
 

@@ -31,5 +31,7 @@ def _end_with_training() -> None:
 
 def _end_unsent(error: Exception, batch: object) -> None:
     """Ends the process when a batch found no room in shared memory: the training would wait for it for ever."""
-    traceback.print_exception(error)
-    os._exit(1)
+    try:
+        traceback.print_exception(error)
+    finally:  # also if nobody reads stderr any more
+        os._exit(1)

@@ -1,16 +1,24 @@
+import contextlib
 import json
+import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
+import threading
+import traceback
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import cli
 from eigenscope.study import RunRecord, read_scoreboard
+from eigenscope.study.arms import PlannedRun
 from lightning_modules import ImageClassificationModule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -298,6 +306,98 @@ def test_compare_stops_at_a_run_that_fails_and_says_how_to_repeat_it(tmp_path, c
     ):
         compare(tmp_path, f"{NET}.patch_size=5", arms=(DEMO,))
     assert "patch_size must divide" in capfd.readouterr().err
+
+
+@contextlib.contextmanager
+def sent_when(condition, signum, lock=None):
+    """Sends this process a signal, from a thread that may hold a lock, once something is so."""
+    held, over = threading.Event(), threading.Event()
+
+    def watch():
+        with lock or contextlib.nullcontext():
+            held.set()
+            while not over.wait(0.01):
+                if condition():
+                    os.kill(os.getpid(), signum)
+                    return over.wait()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    held.wait()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+SLOW = """
+import time
+from pathlib import Path
+from lightning import Callback
+
+class Slow(Callback):
+    def on_train_batch_end(self, *_):
+        Path("fast").exists() or time.sleep(0.2)
+"""
+
+
+def test_compare_hands_on_a_signal_and_says_how_its_run_goes_on(tmp_path, monkeypatch, capfd):
+    (tmp_path / "slow.py").write_text(SLOW)
+    monkeypatch.syspath_prepend(tmp_path)
+    args = ["--trainer.max_epochs=15", "--trainer.callbacks+=slow.Slow"]
+    saved = "study/demo/*/checkpoints/last.ckpt"
+    with sent_when(lambda: list(tmp_path.glob(saved)), signal.SIGINT), pytest.raises(SystemExit) as end:
+        compare(tmp_path, *args, arms=(DEMO,))
+    assert end.value.code == 128 + signal.SIGINT
+    (last,) = tmp_path.glob(saved)
+    record = RunRecord.load(last.parents[1])
+    step = int(re.fullmatch(r"TrainingInterrupted SIGINT ended the run after step (\d+); .*", record.reason)[1])
+    assert 0 < step < 15 * 4
+    *_, said = capfd.readouterr().err.splitlines()
+    sentence, _, command = said.partition(" to its end: ")
+    assert sentence == (
+        "SIGINT ended compare and demo seed 0; finished runs are kept, and given again compare trains this one anew, "
+        "or takes its result if it first goes on"
+    )
+
+    (tmp_path / "fast").touch()
+    interpreter, flag, module, *args_of_fit = shlex.split(command)
+    assert [interpreter, flag, module, *args_of_fit[-2:]] == [sys.executable, "-m", "cli", "--ckpt_path", str(last)]
+    assert cli.main(args_of_fit).trainer.global_step == 15 * 4
+    capfd.readouterr()
+    compare(tmp_path, *args, arms=(DEMO,))
+    assert "already finished" in capfd.readouterr().out
+    assert [path.name for path in last.parents[2].glob("*unfinished*")] == []
+
+
+def planned(tmp_path):
+    """The run that ``compare`` would train."""
+    config = cli.resolve(["--config", DEMO, *small(tmp_path, epochs=1)])
+    run = PlannedRun.plan("demo", 0, config, tmp_path / "study")
+    run.folder.mkdir(parents=True)
+    return run
+
+
+def test_compare_says_which_record_is_damaged(tmp_path):
+    record = planned(tmp_path).folder / "run.json"
+    record.write_text('{"outcome": "fini')
+    with pytest.raises(SystemExit, match=f"error: {record} is not the record of a run: .*; move it away to begin"):
+        compare(tmp_path, arms=(DEMO,))
+
+
+def test_compare_that_waits_for_another_ends_without_a_traceback(tmp_path, capfd):
+    run = planned(tmp_path)
+
+    def waits():
+        frames = traceback.walk_stack(sys._current_frames()[threading.main_thread().ident])
+        return any("filelock" in frame.f_code.co_filename for frame, _ in frames)
+
+    lock = FileLock(run.folder.with_name(f".{run.folder.name}.lock"))
+    with sent_when(waits, signal.SIGINT, lock), pytest.raises(SystemExit) as end:
+        compare(tmp_path, arms=(DEMO,))
+    assert end.value.code == 128 + signal.SIGINT
+    assert capfd.readouterr().err.splitlines() == ["SIGINT ended compare; finished runs are kept"]
 
 
 @pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])

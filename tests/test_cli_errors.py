@@ -110,6 +110,11 @@ TYPED = [
         [*DEMO, OPTIMIZER, "torch.nn.Linear"],
         f"{OPTIMIZER}: torch.nn.Linear is no Optimizer; known are Muon, REKLS, SOAP and SplitOptimizer",
     ),
+    (
+        [*DEMO, "--trainer.strategy.class_path", "DDPStrategi"],
+        "--trainer.strategy.class_path: there is no class DDPStrategi; "
+        "did you mean lightning.pytorch.strategies.DDPStrategy?",
+    ),
     ([*DEMO, "--model", "model.yaml"], "--model: model.yaml does not exist"),
     (
         ["fit", "--data.init_args.batch_size=4"],
@@ -122,6 +127,7 @@ TYPED = [
     ([*DEMO, "--data.init_args.batch_size", "big"], "--data.init_args.batch_size takes a whole number, not big"),
     ([*DEMO, "--data.init_args.batch_size", "null"], "--data.init_args.batch_size takes a whole number, not null"),
     ([*DEMO, f"{NET}.depth=null"], f"{NET}.depth takes a whole number, not null"),
+    ([*DEMO, f"{OPTIMIZER}.betas=0.9"], f"{OPTIMIZER}.betas takes a list of two numbers, not 0.9"),
     ([*DEMO, f"{NET}.dropout=much"], f"{NET}.dropout takes a number, not much"),
     ([*DEMO, f"{NET}.taps.layers=one"], f"{NET}.taps.layers takes a list of whole numbers, not one"),
     (
@@ -221,6 +227,42 @@ WRITTEN = [
         6,
         "model.init_args.optimizer.init_args.fp32_matmul_prec takes highest, high or medium, not hihg; "
         "did you mean high?",
+    ),
+    (
+        "trainer:\n  callbacks+:\n  - class_path: Scoreboard\n    init_args:\n      show: true\n"
+        "  - class_path: EpochTable\n    show: true",
+        7,
+        "trainer.callbacks: put show below init_args of EpochTable",
+    ),
+    (
+        "trainer:\n  logger:\n  - class_path: TensorBoardLogger\n    save_dir: x\n    name: y",
+        4,
+        "trainer.logger: put save_dir and name below init_args of TensorBoardLogger",
+    ),
+    (
+        "trainer:\n  plugins:\n  - class_path: LightningEnvironment\n    x: 1",
+        4,
+        "trainer.plugins: put x below init_args of LightningEnvironment",
+    ),
+    (
+        "model:\n  class_path: ImageClassificationModule\n  lr_interval: step\n  init_args:\n    net: DeiT",
+        3,
+        "model: put lr_interval below init_args of ImageClassificationModule",
+    ),
+    (
+        "model:\n  init_args:\n    optimizer:\n      class_path: SGD\n      lr: 1",
+        5,
+        "model.init_args.optimizer: put lr below init_args of SGD",
+    ),
+    (
+        "data:\n  class_path: CIFAR100DataModule\n  init_arg:\n    root: x",
+        3,
+        "data: init_arg is unknown; did you mean init_args?",
+    ),
+    (
+        "model:\n  init_args:\n    optimizer:\n      init_args:\n        betas: [0.9]",
+        5,
+        "model.init_args.optimizer.init_args.betas takes a list of two numbers, not [0.9]",
     ),
     ("trainer: 5", 1, "trainer takes options (a mapping, or a file with one), not 5"),
     ("trainer: null", 1, "trainer takes options (a mapping, or a file with one), not null"),

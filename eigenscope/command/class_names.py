@@ -25,8 +25,8 @@ def class_fault(name: str, annotation: Any, packages: Sequence[str]) -> str | No
     Returns:
         None if the class is there and of the right kind.
     """
-    named = _named(name, packages)
     paths = known_classes(annotation, packages)
+    named = _named(name, paths, packages)
     if named is None:
         return f"there is no class {name}{_hint(name, paths, packages)}"
     kinds = tuple(classes(annotation))
@@ -56,7 +56,10 @@ def own_classes(annotation: Any, packages: Sequence[str]) -> list[str]:
     return _short(_own(known_classes(annotation, packages), packages))
 
 
-def _named(name: str, packages: Sequence[str]) -> Any:
+def _named(name: str, paths: Sequence[str], packages: Sequence[str]) -> Any:
+    same = [path for path in paths if path.rpartition(".")[2] == name]
+    if len(same) == 1:
+        (name,) = same
     if "." in name:
         try:
             return pydoc.locate(name)

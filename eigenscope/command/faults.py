@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from eigenscope.command.resume import find_checkpoint
 
@@ -29,14 +30,14 @@ def explain(error: BaseException) -> str | None:
         error: as it left the training, with its traceback, from which paths are read that the error does not name.
 
     Returns:
-        The sentence, with the checkpoint to go on from; None for any other error.
+        The sentence, with the checkpoint that a training can go on from; None for any other error.
     """
     chain = list(_chain(error))
     for known in (_worker_error, _dead_worker, _unwritable, _full):
         for each in reversed(chain):
             sentence = known(each)
             if sentence is not None:
-                return f"{sentence}; {_what_is_left(chain)}"
+                return "; ".join([sentence, *_what_is_left(chain)])
     return None
 
 
@@ -122,8 +123,11 @@ def _worker_error(error: BaseException) -> str | None:
         return None
     kind = found.group(1)
     *_, (file, line) = re.findall(r'File "([^"]+)", line (\d+)', str(error)) or [("", "")]
-    words = " ".join(str(error).rpartition(f"\n{kind}: ")[2].split())
-    return f"a batch could not be loaded: {words} ({kind} in {Path(file).name}, line {line})"
+    # a traceback names the module of an error that is not built in, and nothing but the error if that has no words
+    heads = [*re.finditer(rf"^(?:[^\s:]+\.)?{re.escape(kind)}(?:: |$)", str(error), re.MULTILINE)]
+    words = " ".join(str(error)[heads[-1].end() :].split()) if heads else ""
+    where = f"{kind} in {Path(file).name}, line {line}"
+    return f"a batch could not be loaded: {f'{words} ({where})' if words else where}"
 
 
 def _path(error: BaseException) -> Path | None:
@@ -139,17 +143,23 @@ def _path(error: BaseException) -> Path | None:
     return None
 
 
-def _what_is_left(chain: list[BaseException]) -> str:
-    """Which checkpoint the run can go on from."""
-    for folder in filter(Path.is_dir, _checkpoint_folders(chain)):
+def _what_is_left(chain: list[BaseException]) -> list[str]:
+    """Which checkpoint a training can go on from; nothing of a run that trained nothing."""
+    trainers = _fitting(chain)
+    for folder in filter(Path.is_dir, _checkpoint_folders(trainers)):
         with suppress(ValueError):  # there is none
-            return f"what was saved before is whole, go on with --ckpt_path {find_checkpoint(str(folder))}"
-    return "no checkpoint had been saved before"
+            return [f"what was saved before is whole, go on with --ckpt_path {find_checkpoint(str(folder))}"]
+    return ["no checkpoint had been saved before"] if trainers else []
 
 
-def _checkpoint_folders(chain: list[BaseException]) -> list[Path]:
-    """Where the run that failed keeps its checkpoints, by the trainer that it passed through."""
+def _fitting(chain: list[BaseException]) -> list[Any]:
+    """The trainers that the errors passed through in a training, not in a validation or a test by itself."""
     frames = [frame for error in chain for frame, _ in traceback.walk_tb(error.__traceback__)]
     trainers = [frame.f_locals.get("trainer") for frame in frames]
+    return [trainer for trainer in trainers if getattr(getattr(trainer, "state", None), "fn", None) == "fit"]
+
+
+def _checkpoint_folders(trainers: list[Any]) -> list[Path]:
+    """Where a run keeps its checkpoints."""
     callbacks = [callback for trainer in trainers for callback in getattr(trainer, "checkpoint_callbacks", [])]
     return list(dict.fromkeys(Path(c.dirpath) for c in callbacks if getattr(c, "dirpath", None)))

@@ -32,7 +32,7 @@ def config_values(args: Sequence[str]) -> list[str]:
     return [value for option, value in options(args) if option in _CONFIG and value]
 
 
-def origin(keys: Sequence[Sequence[str]], value: object, args: Sequence[str]) -> str:
+def origin(keys: Sequence[Sequence[str]], value: object, args: Sequence[str], beside: str | None = None) -> str:
     """Names a key as it was written.
 
     Args:
@@ -40,14 +40,17 @@ def origin(keys: Sequence[Sequence[str]], value: object, args: Sequence[str]) ->
             between the parts may be missing in what was written.
         value: what it was set to, which tells several places apart, such as items of a list.
         args: the command line.
+        beside: the class that the key must have been written beside, by its ``class_path``; None for any place.
 
     Returns:
         ``--a.b`` if it was written on the command line; ``file, line 3: a.b`` of a file; else the last key. What comes
         later on the command line is looked at first.
     """
     wanted = [_without_init_args(key) for key in keys]
-    places = [place for key in wanted for place in _on_command_line(key, args)]
-    places += [place for file in reversed(config_values(args)) for key in wanted for place in _in_file(key, file)]
+    places = [place for key in wanted for place in _on_command_line(key, args, beside)]
+    places += [
+        place for file in reversed(config_values(args)) for key in wanted for place in _in_file(key, file, beside)
+    ]
     same = [place for place in places if place.value == str(value)]
     return next((place.text for place in same + places), ".".join(keys[-1]))
 
@@ -56,20 +59,20 @@ def _without_init_args(key: Sequence[str]) -> list[str]:
     return [*(part for part in key[:-1] if part != "init_args"), *key[-1:]]
 
 
-def _on_command_line(wanted: list[str], args: Sequence[str]) -> Iterator[_Place]:
+def _on_command_line(wanted: list[str], args: Sequence[str], beside: str | None) -> Iterator[_Place]:
     for option, text in reversed(options(args)):
         parts = option.removeprefix("--").rstrip("+").split(".")
         for length in range(1, len(parts) + 1):
-            if _without_init_args(parts[:length]) == wanted:
+            if beside is None and _without_init_args(parts[:length]) == wanted:
                 yield _Place(f"--{'.'.join(parts[:length])}", text if length == len(parts) else None)
         given = [part for part in parts if part != "init_args"]
         if given == wanted[: len(given)] != wanted:  # the rest may stand in its value
-            found = _places(_compose(text), wanted[len(given) :])
+            found = _places(_compose(text), wanted[len(given) :], beside)
             yield from (_Place(f"--{'.'.join(parts)}", value) for _, _, value in found)
 
 
-def _in_file(wanted: list[str], file: str) -> Iterator[_Place]:
-    for keys, line, value in _places(_compose(file), wanted):
+def _in_file(wanted: list[str], file: str, beside: str | None) -> Iterator[_Place]:
+    for keys, line, value in _places(_compose(file), wanted, beside):
         where = f"{file}, line {line}" if _is_file(file) else "--config"
         yield _Place(f"{where}: {'.'.join(keys)}", value)
 
@@ -91,22 +94,26 @@ def _compose(source: str) -> yaml.Node | None:
 
 
 def _places(
-    node: yaml.Node | None, wanted: Sequence[str], above: tuple[str, ...] = ()
+    node: yaml.Node | None, wanted: Sequence[str], beside: str | None, above: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], int, str | None]]:
     """All places of a key below a node, as (parts, line, scalar); lists and ``init_args`` are looked through."""
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            yield from _places(item, wanted, above)
+            yield from _places(item, wanted, beside, above)
     if not isinstance(node, yaml.MappingNode) or not wanted:
         return
     for key, value in node.value:
         name = str(key.value).rstrip("+")
         if name == "init_args" != wanted[0]:
-            yield from _places(value, wanted, (*above, name))
+            yield from _places(value, wanted, beside, (*above, name))
         elif name == wanted[0] and len(wanted) > 1:
-            yield from _places(value, wanted[1:], (*above, name))
-        elif name == wanted[0]:
+            yield from _places(value, wanted[1:], beside, (*above, name))
+        elif name == wanted[0] and (beside is None or _names(node, beside)):
             for item in value.value if isinstance(value, yaml.SequenceNode) else [value]:
                 scalar: str | None = item.value if isinstance(item, yaml.ScalarNode) else None
                 line = (key if scalar is None else item).start_mark.line + 1
                 yield (*above, name), line, scalar
+
+
+def _names(node: yaml.MappingNode, class_path: str) -> bool:
+    return any(key.value == "class_path" and value.value == class_path for key, value in node.value)

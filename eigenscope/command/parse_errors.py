@@ -10,8 +10,10 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse._actions import _ActionConfigLoad
+from jsonargparse._util import NestedArg
 
 from eigenscope.command.class_names import class_fault, own_classes
+from eigenscope.command.misplaced import Misplaced, misplaced
 from eigenscope.command.nearest import hint, listed, nearest, nearest_key
 from eigenscope.command.origin import config_values, origin
 from eigenscope.command.parser import ExplainingParser, NoOptionsError, NullError
@@ -45,6 +47,9 @@ def explain_parse_error(error: Exception, parser: ExplainingParser) -> str:
         return f"a subcommand is missing: {listed(_subcommands(parser), 'or')}"
     if where == "check_required":
         return _missing(found, local["missing"], parser)
+    if (beside := misplaced(found.arguments)) is not None:
+        path = found.path[:-1] if found.path[-1] == "init_args" else found.path
+        return _beside_class(beside, path, found.kind, parser, args)
     if where == "check_values":
         return _unknown_key(found, local["key"], parser, args)
     if isinstance(found.reason, argparse.ArgumentError) and found.reason.message.startswith(_UNRECOGNIZED):
@@ -171,17 +176,37 @@ def _unknown_key(found: Refusal, key: str, parser: ExplainingParser, args: list[
     return f"{at}: {found.owner.__name__} has no argument {unknown}{hint(meant, here, 'it takes')}"
 
 
+def _beside_class(beside: Misplaced, path: list[str], kind: Any, parser: ExplainingParser, args: list[str]) -> str:
+    fault = class_fault(beside.name, kind, parser.packages)
+    if fault is not None:
+        return f"{origin([[*path, 'class_path'], path], beside.name, args)}: {fault}"
+    key, meant = beside.misspelt() or (next(iter(beside.arguments)), None)
+    at = origin([[*path, key]], beside.arguments[key], args, beside.name).removesuffix(f".{key}")
+    if meant is not None:
+        return f"{at}: {key} is unknown; did you mean {meant}?"
+    return f"{at}: put {listed(beside.arguments)} below init_args of {beside.name}"
+
+
 def _value_fault(found: Refusal, parser: ExplainingParser, args: list[str]) -> str:
-    value, annotation = found.value, found.annotation
+    value, annotation, path = found.value, found.annotation, found.path
     action = found.frame and found.frame.f_locals.get("self")
     if isinstance(action, _ActionConfigLoad):
         return _not_options(action.dest, found.frame and found.frame.f_locals.get("value"), args)
     if annotation is None:
-        return _one_line(f"{origin([found.path], value, args)}: {found.reason}" if found.path else str(found.reason))
+        return _one_line(f"{origin([path], value, args)}: {found.reason}" if path else str(found.reason))
+    if isinstance(value, NestedArg):  # a key below an option whose class is wrong, or not known yet
+        if value.key != "class_path":
+            option = ".".join(path)
+            at = origin([[*path, *value.key.split(".")]], value.val, args)
+            known = hint(None, own_classes(annotation, parser.packages), "known are")
+            return f"{at} comes before its class: name that with --{option}{known}"
+        value = value.val
+    if (beside := misplaced(value)) is not None and classes(annotation):
+        return _beside_class(beside, path, annotation, parser, args)
     is_spec = isinstance(value, (dict, Namespace))
     name = value.get("class_path") if is_spec else value
-    if isinstance(name, str) and classes(annotation):
-        at = origin([[*found.path, "class_path"], found.path], name, args)
+    if isinstance(name, str) and isinstance(_loaded(name), str) and classes(annotation):  # 0.9 names no class
+        at = origin([[*path, "class_path"], path], name, args)
         if name.endswith((".yaml", ".yml", ".json")):
             return f"{at}: {name} does not exist"
         fault = class_fault(name, annotation, parser.packages)
@@ -190,8 +215,8 @@ def _value_fault(found: Refusal, parser: ExplainingParser, args: list[str]) -> s
     elif not is_spec:
         meant = nearest(str(value), choices(annotation))
         allowed = f"takes {in_words(annotation)}, not {_written(value)}"
-        return f"{origin([found.path], value, args)} {allowed}{hint(meant, [], '')}"
-    return _one_line(f"{origin([found.path], name, args)}: {found.reason}")
+        return f"{origin([path], value, args)} {allowed}{hint(meant, [], '')}"
+    return _one_line(f"{origin([path], name, args)}: {found.reason}")
 
 
 def _not_options(group: str, value: object, args: list[str]) -> str:

@@ -7,7 +7,12 @@ from types import FrameType
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse._typehints import ActionTypeHint, adapt_class_type, adapt_typehints
+from jsonargparse._typehints import (
+    ActionTypeHint,
+    adapt_class_type,
+    adapt_typehints,
+    raise_union_unexpected_value,
+)
 
 
 @dataclass
@@ -55,25 +60,47 @@ def refusal(error: BaseException) -> Refusal:
             found.path += local["self"].dest.split(".")
             refused = []
         elif frame.f_code is adapt_class_type.__code__ and "parser" in local:
-            found.owner, found.parser, found.kind = local["val_class"], local["parser"], refused[-1][1]
+            found.owner, found.parser = local["val_class"], local["parser"]
+            found.kind = (_simple(refused) or refused[-1:])[0][1]  # all branches of a union, not the one that was tried
             found.arguments = local["value"].get("init_args")
             found.path += [] if hasattr(found.owner, "__dataclass_fields__") else ["init_args"]
             refused = []
         elif frame.f_code is adapt_typehints.__code__:
-            value = local.get("val_input") if local["val"] is None else local["val"]
+            value = local.get("val_input")  # which is left as it was written, if it was a mapping
+            value = value if local["val"] is None or isinstance(value, dict) else local["val"]
             refused.append((value, local["typehint"]))
         found.frame = frame
     # the outermost is the option's own; but if that is a list, or keys below it, the culprit is inside
-    simple = [(value, annotation) for value, annotation in refused if not _is_collection(value)]
-    found.value, found.annotation = next(iter(simple + refused), (None, None))
+    found.value, found.annotation = next(iter(_simple(refused) + refused), (None, None))
     return found
+
+
+def _simple(refused: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    return [(value, annotation) for value, annotation in refused if not _is_collection(value)]
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
     link: BaseException | None = error
     while link is not None:
         yield link
-        link = link.__cause__
+        link = _telling_branch(link) or link.__cause__
+
+
+def _telling_branch(error: BaseException) -> BaseException | None:
+    """Of the errors of a union's branches the first that comes from a class's arguments; its cause is just the first.
+
+    A value for ``str | Shape`` that holds the class and its arguments was not meant to be a text.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not frames or frames[-1].f_code is not raise_union_unexpected_value.__code__:
+        return None
+    branches: list[BaseException] = frames[-1].f_locals["exceptions"]
+    return next(filter(_is_of_arguments, branches), None)
+
+
+def _is_of_arguments(error: BaseException) -> bool:
+    frames = (frame for link in _causes(error) for frame, _ in traceback.walk_tb(link.__traceback__))
+    return any(frame.f_code is adapt_class_type.__code__ for frame in frames)
 
 
 def _is_collection(value: Any) -> bool:

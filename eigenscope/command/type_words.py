@@ -6,10 +6,13 @@ import typing
 from types import NoneType, UnionType
 from typing import Any, Literal, Union
 
+from torch import Tensor
+
 from eigenscope.command.nearest import listed
 
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", NoneType: "null"}
 _MANY = {bool: "true or false", int: "whole numbers", float: "numbers", str: "texts"}
+_COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 def branches(annotation: Any) -> list[Any]:
@@ -26,7 +29,10 @@ def choices(annotation: Any) -> list[str]:
 
 
 def classes(annotation: Any) -> list[type]:
-    """The classes of which an option takes a subclass, directly, in a list or as what a callable returns."""
+    """The classes of which an option takes a subclass, directly, in a list or as what a callable returns.
+
+    A tensor is none: nobody can write one, and next to ``float`` it only means that a program may give one.
+    """
     found: list[type] = []
     for branch in branches(annotation):
         origin, arguments = typing.get_origin(branch), typing.get_args(branch)
@@ -34,18 +40,22 @@ def classes(annotation: Any) -> list[type]:
             found += classes(arguments[-1])
         elif origin in (list, tuple, set) or (inspect.isclass(origin) and issubclass(origin, collections.abc.Iterable)):
             found += [kind for argument in arguments for kind in classes(argument)]
-        elif inspect.isclass(branch) and branch.__module__ != "builtins":
+        elif inspect.isclass(branch) and branch.__module__ != "builtins" and branch is not Tensor:
             found.append(branch)
     return list(dict.fromkeys(found))
 
 
 def in_words(annotation: Any) -> str:
     """What an annotation allows, as the object of a sentence: ``a whole number or null``."""
-    parts = branches(annotation)
-    if float in parts:
-        parts = [part for part in parts if part is not int]
+    parts = _writable(annotation)
     words = [*choices(annotation), *(_word(part) for part in parts if typing.get_origin(part) is not Literal)]
     return listed(dict.fromkeys(words), "or")
+
+
+def _writable(annotation: Any) -> list[Any]:
+    """The alternatives that say something of their own."""
+    parts = branches(annotation)
+    return [part for part in parts if float not in parts or part not in (int, Tensor)]
 
 
 def _word(annotation: Any) -> str:
@@ -57,11 +67,23 @@ def _word(annotation: Any) -> str:
     if inspect.isclass(origin) and issubclass(origin, collections.abc.Mapping):
         return "a mapping"
     if inspect.isclass(origin) and issubclass(origin, collections.abc.Iterable):
-        many = [_MANY[part] for argument in arguments for part in branches(argument) if part in _MANY]
+        if origin is tuple and Ellipsis not in arguments:
+            return _tuple(arguments)
+        many = [_MANY[part] for argument in arguments for part in _writable(argument) if part in _MANY]
         return f"a list of {listed(dict.fromkeys(many), 'or')}" if many else "a list"
     if inspect.isclass(annotation):
         return f"a {annotation.__name__}"
     return str(annotation).replace("typing.", "")
+
+
+def _tuple(arguments: tuple[Any, ...]) -> str:
+    """A list of a certain length."""
+    same = len(arguments) > 1 and len(set(arguments)) == 1
+    many = [_MANY[part] for part in _writable(arguments[0]) if part in _MANY] if same else []
+    if many:
+        count = _COUNTS[len(arguments)] if len(arguments) < len(_COUNTS) else len(arguments)
+        return f"a list of {count} {listed(many, 'or')}"
+    return f"a list of {listed([in_words(argument) for argument in arguments])}" if arguments else "an empty list"
 
 
 def _names(kinds: list[type]) -> str:

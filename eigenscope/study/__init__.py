@@ -5,7 +5,6 @@ from eigenscope.study.comparison import ArmSummary, Difference, Spread, compare_
 from eigenscope.study.result import EpochResult, RunResult, Score, StoppedRun, scored
 from eigenscope.study.run_record import RunRecord, update_record
 from eigenscope.study.scoreboard import add_to_scoreboard, read_scoreboard, scoreboard_table
-from eigenscope.text import duration, text_table
 
 __all__ = [
     "ArmSummary",
@@ -20,10 +19,8 @@ __all__ = [
     "battery_table",
     "compare_arms",
     "comparison_table",
-    "duration",
     "read_scoreboard",
     "scoreboard_table",
     "scored",
-    "text_table",
     "update_record",
 ]

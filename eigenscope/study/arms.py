@@ -6,10 +6,11 @@ import hashlib
 import json
 import os
 import shlex
-import subprocess
+import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +18,9 @@ from typing import Any, NoReturn
 import yaml
 from filelock import FileLock
 
+from eigenscope.command.child_process import run_child
 from eigenscope.command.parser import UsageError
+from eigenscope.command.resume import find_checkpoint
 from eigenscope.files import replace_atomically
 from eigenscope.study.comparison import ArmSummary, compare_arms, comparison_table
 from eigenscope.study.result import RunResult, StoppedRun
@@ -56,8 +59,19 @@ class PlannedRun:
         """What came of it, if the run was trained to its end or to a number that was not finite."""
         if not (self.folder / FILE_NAME).exists():
             return None
-        record = RunRecord.load(self.folder)
+        record = self.record()
         return {"finished": record.result, "stopped": record.stopped}.get(record.outcome)
+
+    def record(self) -> RunRecord:
+        """The run's record.
+
+        Raises:
+            SystemExit: it is damaged.
+        """
+        try:
+            return RunRecord.load(self.folder)
+        except ValueError as error:
+            raise SystemExit(f"error: {error}") from error
 
     def train(self) -> Outcome:
         """Trains in a new process; what an earlier attempt left that did not finish is renamed, not removed.
@@ -65,7 +79,8 @@ class PlannedRun:
         If another ``compare`` is training the same run, waits for it and takes its result.
 
         Raises:
-            SystemExit: the run failed or left no result; the message holds a command that shows it.
+            SystemExit: the run failed or left no result, and the message holds a command that shows it; or SIGINT,
+                SIGTERM or SIGHUP came, which the run was handed on.
         """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder.with_name(f".{self.folder.name}.lock")):
@@ -78,14 +93,28 @@ class PlannedRun:
         asked = self.folder.with_name(f"{self.folder.name}.yaml")
         asked.write_text(yaml.safe_dump(self.config, sort_keys=False))
         command = [sys.executable, "-m", "cli", "fit", "--config", str(asked)]
-        code = subprocess.run(command, check=False).returncode
+        code, signum = run_child(command, is_ready=(self.folder / FILE_NAME).exists)
         outcome = self.outcome()
+        if signum is not None:
+            print(f"{signum.name} ended {self._left(command)}", file=sys.stderr)
+            raise SystemExit(128 + signum)
         if code and not isinstance(outcome, StoppedRun):
             alone = shlex.join([*command, "--trainer.logger", "false"])
             raise SystemExit(f"{self} failed with exit code {code}; finished runs are kept. To see it alone: {alone}")
         if outcome is None:
             raise SystemExit(f"{self} left no result in {self.folder}: it never logged its Scoreboard's score")
         return outcome
+
+    def _left(self, command: list[str]) -> str:
+        """What a signal ended, and what is left of it."""
+        if self.outcome() is not None:
+            return f"compare after {self}, which had come to its own end; the same command goes on with the next run"
+        ended = f"compare and {self}; finished runs are kept, and given again compare trains this one anew"
+        with suppress(ValueError):  # there is no checkpoint
+            if self.folder.is_dir():
+                fit = shlex.join([*command, "--ckpt_path", str(find_checkpoint(str(self.folder)))])
+                return f"{ended}, or takes its result if it first goes on to its end: {fit}"
+        return ended
 
     def __str__(self) -> str:
         return f"{self.arm} seed {self.seed}"
@@ -127,7 +156,7 @@ def compare_main(args: list[str], resolve: Callable[[list[str]], Config]) -> lis
 
     Raises:
         UsageError: the arguments are wrong; nothing was trained.
-        SystemExit: a run failed.
+        SystemExit: a run failed, a record is damaged, or a signal came.
     """
     parser = _Parser(
         prog="cli.py compare",
@@ -169,7 +198,11 @@ def compare_main(args: list[str], resolve: Callable[[list[str]], Config]) -> lis
         if problem is not None:
             parser.error(f"arm {name}: {problem}")
     runs = [PlannedRun.plan(name, seed, resolved[name], options.dir) for seed in options.seeds for name in names]
-    outcomes = _train_all(runs)
+    try:
+        outcomes = _train_all(runs)
+    except KeyboardInterrupt:  # while another compare trained one
+        print("SIGINT ended compare; finished runs are kept", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
     by_arm = {name: {run.seed: outcome for run, outcome in outcomes if run.arm == name} for name in names}
     whole = {
         name: results
@@ -181,7 +214,7 @@ def compare_main(args: list[str], resolve: Callable[[list[str]], Config]) -> lis
         [
             *([_stopped_table(outcomes)] if len(whole) < len(names) else []),
             *([comparison_table(summaries)] if whole else []),
-            *unlike_runs({str(run): RunRecord.load(run.folder).card for run, _ in outcomes}),
+            *unlike_runs({str(run): run.record().card for run, _ in outcomes}),
         ]
     )
     target = options.dir / ("-vs-".join(names) + ".json")

@@ -21,7 +21,8 @@ class RunRecord:
         outcome: ``stopped`` by a number that was not finite, ``interrupted`` from outside, ``failed`` with any other
             error. A run that was killed still says ``running``.
         reason: one line, of what did not finish.
-        resumed: for each resume, the start before it: its ``started``, its ``commit``, and the ``step`` to resume at.
+        resumed: for each resume, the start before it: its ``time``, the ``step`` at which it began, the ``commit`` of
+            its code and its ``command``.
         seconds: of fitting, validation included.
         samples_per_second: that were trained on, over all ranks and the time of training alone; None if unknown.
         peak_memory: the most bytes held at once, by device.

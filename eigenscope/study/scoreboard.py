@@ -31,7 +31,7 @@ _EMPTY = dict.fromkeys(COLUMNS, "") | {"score": "val/acc", "mode": "max", "perce
 
 
 def add_to_scoreboard(path: Path, result: RunResult) -> None:
-    """Adds a run's row, or replaces the row of the same log folder.
+    """Adds a run's row, or replaces the row of the same log folder, by whatever path that was named.
 
     Runs that finish together wait for each other, and the file is replaced as a whole.
 
@@ -58,7 +58,7 @@ def add_to_scoreboard(path: Path, result: RunResult) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f"{path.name}.lock")):
-        others = [old for old in read_scoreboard(path) if not old["log_dir"] or old["log_dir"] != result.log_dir]
+        others = [old for old in read_scoreboard(path) if not _is_same(old["log_dir"], result.log_dir)]
         with replace_atomically(path) as aside, aside.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
             writer.writeheader()
@@ -100,6 +100,11 @@ def scoreboard_table(rows: list[dict[str, str]]) -> str:
         header += ["parameters", "s/epoch"]
         parts.append(text_table(header, [_cells(row, score) for row in members]))
     return "\n\n".join(parts)
+
+
+def _is_same(folder: str, other: str) -> bool:
+    """Whether both name one folder; a run without logs has none."""
+    return bool(folder and other) and Path(folder).resolve() == Path(other).resolve()
 
 
 def _cells(row: dict[str, str], score: Score) -> list[str]:

@@ -22,6 +22,27 @@ if __name__ == "__main__":
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
+UNSENT = """
+import multiprocessing, os, time
+from datamodules import loader_process
+
+loader_process.watch(0)
+queue = multiprocessing.Queue()
+queue.put(lambda: None)  # which cannot be sent
+time.sleep(10)
+os._exit(0)
+"""
+
+
+def test_a_batch_that_cannot_be_sent_ends_its_process_also_if_nobody_reads_why():
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run([sys.executable, "-c", UNSENT], stderr=write, timeout=120)
+    finally:
+        os.close(write)
+    assert done.returncode == 1
+
 
 def is_running(pid):
     stat = Path(f"/proc/{pid}/stat")

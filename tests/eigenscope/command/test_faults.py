@@ -1,13 +1,22 @@
 import errno
+import json
 import os
+import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from PIL import UnidentifiedImageError
+from torch._utils import ExceptionWrapper
 
 from eigenscope.command.faults import check_writable, explain, leave_to_main_thread
 
 NOTHING = "; no checkpoint had been saved before"
+
+
+class Unit(Exception):
+    """Of a module that a traceback names."""
 
 
 def raised(error, cause=None, context=None):
@@ -24,14 +33,14 @@ def raised(error, cause=None, context=None):
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_by_any_name(number):
     words = os.strerror(number)
-    assert explain(OSError(number, words, "runs/a")) == f"runs/a could not be written: {words}{NOTHING}"
-    assert explain(OSError(number, words)) == f"a file could not be written: {words}{NOTHING}"
+    assert explain(OSError(number, words, "runs/a")) == f"runs/a could not be written: {words}"
+    assert explain(OSError(number, words)) == f"a file could not be written: {words}"
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EIO])
 def test_a_file_that_cannot_be_used(number):
     words = os.strerror(number)
-    assert explain(OSError(number, words, b"runs/a")) == f"runs/a could not be used: {words}{NOTHING}"
+    assert explain(OSError(number, words, b"runs/a")) == f"runs/a could not be used: {words}"
     assert explain(OSError(number, words)) is None
 
 
@@ -39,7 +48,7 @@ def test_the_first_of_a_chain_is_told():
     full = OSError(errno.ENOSPC, "No space left on device", "runs/a")
     later = OSError(errno.EDQUOT, "Disk quota exceeded", "runs/b")
     for error in (raised(ValueError("not supported"), cause=full), raised(later, context=full)):
-        assert explain(error).startswith("runs/a could not be written: No space left on device; ")
+        assert explain(error) == "runs/a could not be written: No space left on device"
 
 
 def test_the_path_is_read_from_the_code_that_was_writing():
@@ -48,7 +57,7 @@ def test_the_path_is_read_from_the_code_that_was_writing():
 
     with pytest.raises(OSError, match="No space") as caught:
         write(Path("runs/a"))
-    assert explain(caught.value).startswith("runs/a could not be written: ")
+    assert explain(caught.value) == "runs/a could not be written: No space left on device"
 
 
 @pytest.mark.parametrize(
@@ -69,15 +78,12 @@ def test_the_checkpoint_to_go_on_from_is_the_runs_last(tmp_path):
     class Keeps:
         dirpath = str(tmp_path)
 
-    class Trainer:
-        checkpoint_callbacks = (object(), Keeps())
-
-    def fit(trainer):
+    def run(trainer):
         raise OSError(errno.ENOSPC, "No space left on device", "runs/a")
 
-    def sentence():
+    def sentence(function="fit"):
         with pytest.raises(OSError, match="No space") as caught:
-            fit(Trainer())
+            run(SimpleNamespace(checkpoint_callbacks=(object(), Keeps()), state=SimpleNamespace(fn=function)))
         return explain(caught.value)
 
     assert sentence().endswith(NOTHING)
@@ -86,6 +92,52 @@ def test_the_checkpoint_to_go_on_from_is_the_runs_last(tmp_path):
     (tmp_path / "last.ckpt").write_text("")
     os.utime(tmp_path / "last.ckpt", (0, 0))
     assert sentence().endswith(f" --ckpt_path {tmp_path / 'last.ckpt'}")
+    for function in ("validate", "test", "predict", None):  # there is no training to go on with
+        assert sentence(function) == "runs/a could not be written: No space left on device"
+
+
+def in_worker(fail):
+    """What a training raises of what failed in a process of its loader."""
+    try:
+        fail()
+    except Exception:
+        wrapped = ExceptionWrapper(sys.exc_info(), "in DataLoader worker process 0")
+    try:
+        wrapped.reraise()
+    except Exception as error:
+        return explain(error)
+
+
+def fails(error, note=None):
+    def fail():
+        if note is not None:
+            error.add_note(note)
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("fail", "words", "kind"),
+    [
+        (fails(ValueError("of\ntwo lines")), "of two lines", "ValueError"),
+        (fails(KeyError("a")), "'a'", "KeyError"),
+        (fails(UnidentifiedImageError("no image: 'a.png'")), "no image: 'a.png'", "UnidentifiedImageError"),
+        (fails(Unit("3.5: no unit")), "3.5: no unit", "Unit"),
+        (lambda: json.loads("{"), "Expecting property name enclosed in double quotes: line 1", "JSONDecodeError"),
+        (fails(AssertionError()), "", "AssertionError"),
+        (fails(Unit()), "", "Unit"),
+        (fails(AssertionError(), "of sample 7"), "of sample 7", "AssertionError"),
+    ],
+)
+def test_what_was_said_in_a_loader_process_is_one_short_sentence(fail, words, kind):
+    sentence = in_worker(fail)
+    assert sentence.startswith(f"a batch could not be loaded: {words}")
+    assert f"{kind} in " in sentence
+    assert "Traceback" not in sentence
+    assert "\n" not in sentence
+    if not words:
+        assert sentence.startswith(f"a batch could not be loaded: {kind} in test_faults.py, line ")
 
 
 def test_nothing_is_left_where_it_was_looked(tmp_path):

@@ -22,6 +22,19 @@ print("watching", flush=True)
 time.sleep({seconds})
 print("at its own end", file=sys.stderr)
 """
+UNREAD = """
+import os, time
+from eigenscope.command.lost_ranks import end_with_launcher
+read, write = os.pipe()
+if os.fork():  # the launcher
+    os.read(read, 1)
+    os._exit(0)
+end_with_launcher(grace=0.1)
+print("watching", flush=True)
+os.write(write, b".")
+time.sleep(10)
+print("at its own end", flush=True)
+"""
 
 
 @pytest.mark.parametrize(
@@ -33,12 +46,47 @@ print("at its own end", file=sys.stderr)
 )
 def test_the_loss_of_another_rank_is_a_sentence(message, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert explain_lost_rank(RuntimeError(message)).startswith("rank 3 ends because it lost another rank")
+    sentence = explain_lost_rank(RuntimeError(f"{message}\nand more"))
+    assert sentence.startswith(f"rank 3 ends because it lost another rank ({message}); that one's own message")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Gloo connectFullMesh failed with [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:144] no error",
+        "[enforce fail at /gloo/transport/tcp/device.cc:84] ifa != nullptr. Unable to find address for: eth9",
+        "[/gloo/transport/tcp/pair.cc:599] connect [10.0.0.7]:4099: Connection refused",
+    ],
+)
+def test_a_rank_that_was_never_connected_lost_nobody(message, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    sentence = explain_lost_rank(RuntimeError(message))
+    assert sentence.startswith(f"rank 3 could not connect to the other ranks ({message}): ")
+    assert "lost" not in sentence
+
+
+def test_a_long_error_is_cut():
+    sentence = explain_lost_rank(RuntimeError("gloo/transport " + "word " * 1000))
+    assert sentence.startswith("rank 0 ends because it lost another rank (gloo/transport word ")
+    assert len(sentence) < 500
 
 
 def test_another_error_is_not():
     assert explain_lost_rank(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
     assert explain_lost_rank(ValueError("gloo/transport")) is None
+
+
+def test_a_rank_ends_with_its_launcher_also_if_nobody_reads_what_it_says():
+    read, write = os.pipe()
+    os.close(read)
+    environment = os.environ | {"LOCAL_RANK": "1"}
+    try:  # which returns when the rank, too, has closed stdout
+        done = subprocess.run(
+            [sys.executable, "-c", UNREAD], stdout=subprocess.PIPE, stderr=write, env=environment, timeout=120
+        )
+    finally:
+        os.close(write)
+    assert done.stdout == b"watching\n"
 
 
 def printed(seconds, *waits):

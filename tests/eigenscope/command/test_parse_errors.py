@@ -35,9 +35,20 @@ class Frame:
     width: int = 3
 
 
+class Pen:
+    def __init__(
+        self, tip: tuple[float | torch.Tensor, float | torch.Tensor] = (1.0, 1.0), ink: str | Shape = ""
+    ) -> None:
+        self.tip = tip
+
+
 class Scene:
     def __init__(self, shapes: list[Shape] | Shape | None = None, frame: Frame | None = None, title: str = "") -> None:
         self.shapes = shapes
+
+
+RING = "{{class_path: Ring, {}}}".format
+MISPLACED = "put hole below init_args of Ring"
 
 
 @pytest.fixture
@@ -46,6 +57,7 @@ def parser():
     made.add_argument("--config", action="config")
     made.add_argument("--depth", type=int, default=1)
     made.add_class_arguments(Scene, "scene")
+    made.add_class_arguments(Pen, "pen")
     return made
 
 
@@ -99,6 +111,32 @@ def test_what_is_right_is_parsed_as_before(parser):
             "--scene.shapes takes a whole number, not many",
         ),
         (["--config={depth: deep}"], "--config: depth takes a whole number, not deep"),
+        ([f"--scene.shapes={RING('hole: 2')}"], f"--scene.shapes: {MISPLACED}"),
+        ([f"--scene.shapes=[Shape, {RING('hole: 2, init_args: {size: 2}')}]"], f"--scene.shapes: {MISPLACED}"),
+        ([f"--config={{scene: {{shapes: [{RING('hole: 2')}]}}}}"], f"--config: scene.shapes: {MISPLACED}"),
+        ([f"--config={{pen: {{ink: {RING('hole: 2')}}}}}"], f"--config: pen.ink: {MISPLACED}"),
+        (
+            ["--scene.shapes={hole: 2, class_path: Ring, size: 1}"],
+            "--scene.shapes: put hole and size below init_args of Ring",
+        ),
+        (
+            [f"--scene.shapes={RING('init_arg: {hole: 2}')}"],
+            "--scene.shapes: init_arg is unknown; did you mean init_args?",
+        ),
+        (
+            ["--scene.shapes={class_path: Rign, hole: 2}"],
+            "--scene.shapes: there is no class Rign; did you mean {module}.Ring?",
+        ),
+        (
+            [f"--config={{pen: {{ink: {RING('init_args: {hoel: 2}')}}}}}"],
+            "--config: pen.ink.init_args.hoel: Ring has no argument hoel; did you mean hole?",
+        ),
+        (["--pen.ink.class_path=Rign"], "--pen.ink.class_path: there is no class Rign; did you mean {module}.Ring?"),
+        (["--pen.ink.init_args.hole=2"], "--pen.ink.init_args.hole comes before its class: name that with --pen.ink"),
+        (["--pen.tip=[0.9]"], "--pen.tip takes a list of two numbers, not [0.9]"),
+        (["--pen.tip=0.9"], "--pen.tip takes a list of two numbers, not 0.9"),
+        (["--pen.tip=[0.9, thin]"], "--pen.tip takes a number, not thin"),
+        (["--scene.shapes=0.9"], "--scene.shapes takes a list, a Shape or null, not 0.9"),
     ],
 )
 def test_one_sentence(parser, args, sentence):
@@ -131,6 +169,16 @@ def test_a_line_of_a_file_is_named(parser, tmp_path, monkeypatch):
         refused(parser, "--config=scene.yaml")
         == "scene.yaml, line 6: scene.shapes.init_args.size takes a number, not big"
     )
+
+
+def test_the_line_is_that_of_the_misplaced_key(parser, tmp_path, monkeypatch):
+    """The same key, rightly below ``init_args``, stands above it and on the command line."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scene.yaml").write_text(
+        "scene:\n  shapes:\n  - class_path: Shape\n    init_args:\n      size: 2\n  - class_path: Ring\n    size: 2"
+    )
+    sentence = "scene.yaml, line 7: scene.shapes: put size below init_args of Ring"
+    assert refused(parser, "--config=scene.yaml", "--scene.shapes.size=2") == sentence
 
 
 def test_a_jsonargparse_with_other_insides_is_quoted_on_one_line(parser, monkeypatch):
@@ -167,6 +215,14 @@ def test_the_place_with_the_refused_value_is_chosen(tmp_path):
         (Literal["a", "b"] | Literal["c", "b"] | None, "a, b, c or null"),
         (list[int] | None, "a list of whole numbers or null"),
         (tuple[float, ...], "a list of numbers"),
+        (tuple[int | float, ...], "a list of numbers"),
+        (tuple[float, float], "a list of two numbers"),
+        (tuple[int | None, int | None], "a list of two whole numbers"),
+        (tuple[str, int], "a list of a text and a whole number"),
+        (tuple[int], "a list of a whole number"),
+        (tuple[()], "an empty list"),
+        (float | torch.Tensor, "a number"),
+        (torch.Tensor | None, "a Tensor or null"),
         (dict[str, int], "a mapping"),
         (list[Shape], "a list"),
         (Shape | None, "a Shape or null"),
@@ -225,6 +281,7 @@ def test_classes_of_ones_own_packages_come_first():
     assert "torch.optim.AdamW" in paths
     assert class_fault("SOAP", annotation, packages) is None
     assert class_fault("torch.optim.AdamW", annotation, packages) is None
+    assert class_fault("AdamW", annotation, packages) is None
     assert class_fault("sgd", annotation, packages) == "there is no class sgd; did you mean torch.optim.SGD?"
     assert (
         class_fault("NOT_THERE.Sgd", annotation, packages)

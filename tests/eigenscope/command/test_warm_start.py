@@ -175,7 +175,7 @@ def test_files_without_weights_are_refused(tmp_path):
         "nowhere.ckpt": "does not exist",
         ".": "must be a file of weights",
         "evil.ckpt": "could execute code",
-        "evil.pkl": "damaged",
+        "evil.pkl": "is not a zip archive, as torch writes",
     }.items():
         with pytest.raises(ValueError, match=message):
             read_weights(tmp_path / name)

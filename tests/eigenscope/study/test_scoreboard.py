@@ -49,6 +49,15 @@ def test_a_run_has_one_row_which_its_test_joins(tmp_path):
     assert any("25.00" in line and "holdout" in line for line in scoreboard_table(rows).splitlines())
 
 
+def test_a_folder_is_the_same_by_any_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("runs")
+    path = tmp_path / "scoreboard.csv"
+    for log_dir in ("runs/b", "runs/a", str(tmp_path / "runs" / "a"), "link/../runs/a", "", str(tmp_path)):
+        add_to_scoreboard(path, result("run", 0.5, log_dir=log_dir))
+    assert [row["log_dir"] for row in read_scoreboard(path)] == ["runs/b", "link/../runs/a", "", str(tmp_path)]
+
+
 def test_scores_have_a_board_each(tmp_path):
     path = tmp_path / "scoreboard.csv"
     add_to_scoreboard(path, result("classifier", 0.5))
