@@ -8,27 +8,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader
 
 from callbacks import FiniteGuard, RunCard, TrainingInterrupted
 from eigenscope.study import RunRecord
-
-
-def texts(folder):
-    events = EventAccumulator(str(folder)).Reload()
-    tags = [tag for tag in events.Tags()["tensors"] if tag.startswith("run/") and tag.endswith("/text_summary")]
-    return {
-        tag.removeprefix("run/").removesuffix("/text_summary"): events.Tensors(tag)[-1]
-        .tensor_proto.string_val[0]
-        .decode()
-        for tag in tags
-    }
-
-
-def settings(card):
-    return {setting["name"]: (setting["asked"], setting["live"], setting["differs"]) for setting in card["settings"]}
 
 
 class Dropping(LightningModule):
@@ -105,7 +89,7 @@ def train(folder, *more, module=None, data=None, **options):
     return trainer
 
 
-def test_from_python_there_are_the_hyperparameters(tmp_path):
+def test_from_python_there_are_the_hyperparameters(tmp_path, settings):
     train(tmp_path, RunCard())
     record = RunRecord.load(tmp_path / "run")
     assert record.card["configuration"] == {"model": {"class": "Dropping", "width": 4}, "data": {"class": "Named"}}
@@ -138,7 +122,7 @@ def test_the_clock_of_training_stands_in_validation(tmp_path):
     assert first[0]["training_seconds"] < second[0]["training_seconds"]
 
 
-def test_a_batch_of_another_size_than_asked_is_marked(tmp_path):
+def test_a_batch_of_another_size_than_asked_is_marked(tmp_path, settings):
     card = RunCard()
     card.configuration = {"data": {"class_path": "Named", "init_args": {"batch_size": 5}}}
     train(tmp_path, card)
@@ -182,7 +166,7 @@ def failing(error):
         (SystemExit(143), "interrupted", "SystemExit 143"),
     ],
 )
-def test_a_run_that_does_not_come_to_its_end_says_why(tmp_path, error, outcome, reason):
+def test_a_run_that_does_not_come_to_its_end_says_why(tmp_path, error, outcome, reason, texts):
     with pytest.raises(type(error)):
         train(tmp_path, RunCard(), failing(error))
     record = RunRecord.load(tmp_path / "run")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import cli
 from callbacks import RunCard
@@ -51,22 +50,7 @@ def demo(tmp_path_factory):
         os.chdir(here)
 
 
-def texts(folder):
-    events = EventAccumulator(str(folder)).Reload()
-    tags = [tag for tag in events.Tags()["tensors"] if tag.startswith("run/") and tag.endswith("/text_summary")]
-    return {
-        tag.removeprefix("run/").removesuffix("/text_summary"): events.Tensors(tag)[-1]
-        .tensor_proto.string_val[0]
-        .decode()
-        for tag in tags
-    }
-
-
-def settings(card):
-    return {setting["name"]: (setting["asked"], setting["live"], setting["differs"]) for setting in card["settings"]}
-
-
-def test_the_card_of_a_run_from_the_command_line(demo):
+def test_the_card_of_a_run_from_the_command_line(demo, settings):
     run, folder = demo
     record = RunRecord.load(folder)
     card = record.card
@@ -100,7 +84,7 @@ def test_the_card_of_a_run_from_the_command_line(demo):
     assert card["start"]["command"] == shlex.join(sys.orig_argv)
 
 
-def test_the_end_of_a_run_from_the_command_line(demo):
+def test_the_end_of_a_run_from_the_command_line(demo, texts):
     _, folder = demo
     record = RunRecord.load(folder)
     assert (record.outcome, record.reason, record.resumed, record.stopped) == ("finished", "", (), None)
@@ -165,7 +149,7 @@ def test_a_precision_of_one_backend_alone(demo):
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_rekls_and_a_precision_that_is_replaced(monkeypatch):
+def test_rekls_and_a_precision_that_is_replaced(monkeypatch, texts, settings):
     monkeypatch.setattr(cli, "has_bf16", lambda device: False)
     matrix = "--model.init_args.optimizer.init_args.matrix.init_args"
     fit(*REKLS, f"{matrix}.fp32_matmul_prec=high", "--trainer.precision=bf16-mixed")
@@ -189,7 +173,7 @@ def test_rekls_and_a_precision_that_is_replaced(monkeypatch):
     assert [line.split("|")[1].strip() for line in marks] == ["precision", "fp32_matmul_prec of REKLS"]
 
 
-def test_a_resumed_run_goes_on_in_its_record():
+def test_a_resumed_run_goes_on_in_its_record(texts):
     fit()
     first = RunRecord.load(FOLDER)
     checkpoint = FOLDER / "checkpoints" / "last.ckpt"
@@ -247,7 +231,7 @@ def fit_and_look(arguments):
 
 
 @pytest.mark.xdist_group("ddp")
-def test_rank_zero_alone_writes_for_all(two_ranks):
+def test_rank_zero_alone_writes_for_all(two_ranks, settings):
     arguments = [*SMALL, "--trainer.strategy=ddp", "--trainer.devices=2"]
     assert [outcome.value for outcome in two_ranks.run(fit_and_look, arguments)] == [True, False]
     record = RunRecord.load(FOLDER)
