@@ -262,8 +262,8 @@ def resolve(args: list[str]) -> dict[str, Any]:
 
 def _quieten_lightning() -> None:
     """Leaves out what nobody at the command line can act on: advertisements, and Lightning's notes to itself."""
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    logger.addFilter(_is_for_people)
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_for_people)
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
 
 

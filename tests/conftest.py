@@ -8,6 +8,11 @@ from torch.utils._pytree import tree_leaves
 from torchvision.transforms.v2.functional import to_pil_image
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the tests that one process of pytest runs one after another: the others fill its neighbours."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
