@@ -14,4 +14,5 @@ def print_beside_bar(trainer: Trainer, pl_module: LightningModule, text: str) ->
     if progress is None:
         pl_module.print(text)
     elif trainer.is_global_zero:
-        progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        with progress.live._lock:  # or the thread that redraws the bar may wipe the text with the bar's former lines
+            progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
