@@ -391,7 +391,7 @@ def test_compare_that_waits_for_another_ends_without_a_traceback(tmp_path, capfd
 
     def waits():
         frames = traceback.walk_stack(sys._current_frames()[threading.main_thread().ident])
-        return any("filelock" in frame.f_code.co_filename for frame, _ in frames)
+        return {"train", "acquire"} <= {frame.f_code.co_name for frame, _ in frames}
 
     lock = FileLock(run.folder.with_name(f".{run.folder.name}.lock"))
     with sent_when(waits, signal.SIGINT, lock), pytest.raises(SystemExit) as end:
