@@ -227,10 +227,10 @@ class EigenscopeCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Reads the test set, once, at the epoch that a held-out part of the training set has chosen."""
-        choosing = [saver for saver in self.trainer.checkpoint_callbacks if getattr(saver, "monitor", None)]
-        chosen = [saver.best_model_path for saver in choosing if isinstance(saver, ModelCheckpoint)]
-        if getattr(self.datamodule, "protocol", None) == "holdout" and any(chosen[:1]):
-            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=chosen[0])
+        savers = (saver for saver in self.trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint))
+        chosen = next((saver.best_model_path for saver in savers if saver.monitor), "")
+        if getattr(self.datamodule, "protocol", None) == "holdout" and chosen:
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=chosen)
 
 
 class _Parsed(Exception):

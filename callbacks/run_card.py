@@ -163,7 +163,7 @@ class RunCard(Callback):
             "settings": [asdict(row) for row in self._settings(trainer, pl_module)],
             "parameters": {"total": asdict(count(pl_module)), "parts": parts},
             "routing": routing,
-            "data": {"module": type(data).__name__, **(data.fingerprint() if isinstance(data, Fingerprinted) else {})},
+            "data": {"module": type(data).__name__, **data_fingerprint(trainer)},
             "code": code,
             "versions": versions(),
             "hardware": hardware(),
@@ -185,6 +185,12 @@ class RunCard(Callback):
             peak_memory=self._memory,
         )
         _show(trainer, "run/outcome", outcome_text(record))
+
+
+def data_fingerprint(trainer: Trainer) -> dict[str, str]:
+    """The names for the content of the data sets of a run; none if its data module gives none."""
+    data: Any = getattr(trainer, "datamodule", None)
+    return data.fingerprint() if isinstance(data, Fingerprinted) else {}
 
 
 def _show(trainer: Trainer, tag: str, text: str) -> None:

@@ -9,9 +9,8 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
-from callbacks.run_card import RunCard
+from callbacks.run_card import RunCard, data_fingerprint
 from eigenscope.command.resume import CONFIGURATION, DATA, SAVED_AT
-from eigenscope.protocols import Fingerprinted
 
 
 class SaveConfig(SaveConfigCallback):
@@ -45,14 +44,14 @@ class SaveConfig(SaveConfigCallback):
         checkpoint[CONFIGURATION] = self._plain
         checkpoint[SAVED_AT] = time.time()
         if self._data is None:
-            self._data = _fingerprint(trainer)
+            self._data = data_fingerprint(trainer)
         checkpoint[DATA] = self._data
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Compares the data; the folder that they are in is free to change, and says nothing of what is in it."""
         saved = checkpoint.get(DATA)
         if saved and trainer.state.fn == "fit":
-            now = self._data = _fingerprint(trainer)
+            now = self._data = data_fingerprint(trainer)
             for name in saved.keys() & now.keys():
                 if saved[name] != now[name]:
                     pl_module.print(
@@ -62,8 +61,3 @@ class SaveConfig(SaveConfigCallback):
     @cached_property
     def _plain(self) -> Any:
         return yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
-
-
-def _fingerprint(trainer: Trainer) -> dict[str, str]:
-    data: Any = getattr(trainer, "datamodule", None)
-    return data.fingerprint() if isinstance(data, Fingerprinted) else {}
