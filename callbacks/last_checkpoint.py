@@ -32,8 +32,9 @@ class LastCheckpoint(Checkpoint):
     It is saved between two steps of the optimizer: after every epoch, when its validation and its figures are done,
     at the end of the training, after every ``every_n_steps`` steps, and when SIGINT (Ctrl-C) or SIGTERM ends the run.
     Then the step under way comes to its end, and so does a validation under way; a second signal ends the run at
-    once. Under DDP a signal to one rank ends all of them after the same step. Logs are flushed before it is saved, so
-    that they reach as far as the checkpoint does.
+    once. A signal that is ignored when training starts, as SIGINT is in a background job of a shell, stays ignored.
+    Under DDP a signal to one rank ends all of them after the same step. Logs are flushed before it is saved, so that
+    they reach as far as the checkpoint does.
 
     The file is replaced as a whole and the one before it is kept, see :mod:`eigenscope.checkpoints`.
 
@@ -68,7 +69,8 @@ class LastCheckpoint(Checkpoint):
         """Takes over from the handlers of Lightning, which would interrupt a step."""
         self._saved_step, self._signal = trainer.global_step, None
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._note) for number in _STOPPING}
+            heeded = [number for number in _STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+            self._handlers = {number: signal.signal(number, self._note) for number in heeded}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Saves what the steps before this batch have led to."""

@@ -1,4 +1,5 @@
 import runpy
+import signal
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchvision.transforms.v2.functional import to_pil_image
+
+
+def pytest_configure() -> None:
+    """Gives SIGINT its usual effect back, which a background job of a shell and ``nohup`` start with it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -108,7 +108,7 @@ def fit(tmp_path, monkeypatch, make_tree):
                     cli.main([*args, *more])
                 (checkpoint,) = Path("runs").glob("*/version_0/checkpoints/last_good.ckpt")
                 return checkpoint.resolve()
-            if stop is None:
+            if stop is None or signal.getsignal(signum) is signal.SIG_IGN:
                 cli.main([*args, *more])
             else:
                 with pytest.raises(
@@ -213,6 +213,15 @@ def test_twice_and_after_an_epoch(fit, experiment):
     last = fit("stopped", config, "--ckpt_path", str(last), stop=BATCHES)
     last = fit("stopped", config, "--ckpt_path", str(last), stop=BATCHES + 1)
     assert_equal_ends(whole, fit("stopped", config, "--ckpt_path", str(last)))
+
+
+def test_a_signal_that_is_ignored_stays_ignored(fit):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a background job of a shell
+    try:
+        last = fit("whole", CONFIGS / "demo.yaml", stop=1, signum=signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert read_checkpoint(last)["global_step"] == 2 * BATCHES
 
 
 def test_a_finished_run_goes_on_for_longer(fit):

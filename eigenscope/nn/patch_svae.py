@@ -75,7 +75,7 @@ class PatchSVAE(PatchAutoencoder[SpectralCode]):
         num_cross: layers of cross-attention on singular values; 0 leaves them alone.
         num_heads: heads of these; None is 2 for D ≤ 8 and 4 above.
         gram_precision: ``fp64`` or ``fp32``, of the Gram matrix and its eigenvectors. In fp32 a singular value
-            below 3e-4 of the largest is noise; of an untrained network S is off by 1e-6 of itself at most.
+            σ is off by a share of at most (V + 8 D) 2^-25 ΣS² / σ²: below 3e-4 of the largest it is noise.
         image_size: side of the images, if it is to be checked now; images of other sizes are taken all the same.
 
     Raises:

@@ -75,10 +75,23 @@ def _coloured(streams: Streams, height: int, width: int, exponent: int) -> Tenso
     # The inverse transform keeps the Hermitian part of the first and the Nyquist column only, half their power.
     amplitude[:, (columns_f == 0) | (2 * columns_f == width)] *= math.sqrt(2)
     numbers = streams.normal(3 * height * columns * 2).reshape(-1, 3, height, columns, 2).mul_(amplitude[..., None])
-    fields: Tensor = torch.fft.irfft2(torch.view_as_complex(numbers), s=(height, width), norm="forward")
+    fields = _inverse_rfft2(torch.view_as_complex(numbers), height, width)
     variance = fields.square().sum(-1).sum(-1).div_(height * width)  # the mean is 0
     fields *= variance.clamp_min_(torch.finfo(torch.float32).tiny).rsqrt_()[..., None, None]
     return fields
+
+
+def _inverse_rfft2(spectrum: Tensor, height: int, width: int) -> Tensor:
+    """Unnormalised inverse real 2-D FFT, (..., height, width) float32.
+
+    On a CPU it is computed by pocketfft (scipy.fft) in one thread. torch calls MKL there, whose results differ in
+    their last bits with the number of threads on some processors, and between vendors; a sample must not.
+    """
+    if spectrum.device.type != "cpu":
+        return torch.fft.irfft2(spectrum, s=(height, width), norm="forward")
+    from scipy.fft import irfft2  # here: its import takes a moment that no help text needs
+
+    return torch.from_numpy(irfft2(spectrum.numpy(), s=(height, width), norm="forward", workers=1))
 
 
 def _pink(streams: Streams, _: Tensor, size: int) -> Tensor:

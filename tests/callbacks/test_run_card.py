@@ -202,7 +202,8 @@ def test_what_was_not_finite_is_the_reason(tmp_path, order):
 
 def test_a_record_that_cannot_be_written_does_not_hide_the_error(tmp_path):
     def spoil(trainer):
-        (tmp_path / "run").rename(tmp_path / "away")  # TensorBoard's thread goes on writing there
+        trainer.logger.experiment.flush()  # TensorBoard's thread has its file open now, and goes on writing there
+        (tmp_path / "run").rename(tmp_path / "away")
         (tmp_path / "run").write_text("in the way")
         raise RuntimeError("first")
 
