@@ -20,11 +20,11 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
-from callbacks import EigenbasisRotation
+from eigenscope.callbacks import EigenbasisRotation
+from eigenscope.lightning_modules import ImageClassificationModule
 from eigenscope.nn import DeiT
 from eigenscope.optim import REKLS, SOAP, Muon, SplitOptimizer
 from eigenscope.text import text_table
-from lightning_modules import ImageClassificationModule
 
 STEPS = 20
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
@@ -60,7 +60,7 @@ def watching(batch: int, device: str) -> None:
     for name, callbacks in {
         "not watched": [],
         "4 watched every 10 steps": [watch()],
-        "the same, with a shadow": [watch(shadow_precision="high", emulate=device == "cpu")],
+        "the same, with a replica": [watch(replica_precision="high", emulate=device == "cpu")],
     }.items():
         profiler, held = _fit(batch, device, callbacks)
         durations = profiler.recorded_durations

@@ -1,4 +1,4 @@
-"""Volumes of pentachora: one batch against a loop, orthogonalised edges against determinants, time and digits.
+"""Volumes of 4-simplices: one batch against a loop, orthogonalised edges against determinants, time and digits.
 
     python benchmarks/geometry.py              # CPU, and CUDA where there is one
     python benchmarks/geometry.py --rounds 9   # steadier medians
@@ -51,7 +51,7 @@ LOOPED: dict[str, Form] = {
 }
 
 
-def pentachora(height: float, dim: int, count: int, device: str) -> Tensor:
+def simplices(height: float, dim: int, count: int, device: str) -> Tensor:
     """(count, 5, dim) fp32: four random unit vectors and a point over a point within their hull."""
     generator = torch.Generator().manual_seed(0)
     corners = F.normalize(torch.randn(count, 4, dim, dtype=torch.float64, generator=generator), dim=-1)
@@ -86,12 +86,12 @@ def digits(form: Form, vertices: Tensor) -> str:
 
 def table(dim: int, count: int, looped: int, rounds: int, device: str) -> None:
     forms = BATCHED | LOOPED
-    vertices = pentachora(1.0, dim, count, device)
+    vertices = simplices(1.0, dim, count, device)
     inputs = {name: vertices[:looped] if name in LOOPED else vertices for name in forms}
     forward = microseconds(forms, inputs, False, rounds, device)
     both = microseconds(forms, inputs, True, rounds, device)
-    flat = {height: pentachora(height, dim, 4096, device) for height in HEIGHTS}
-    print(f"\n{count} pentachora at D = {dim} ({looped} in a loop), {device}, median of {rounds}")
+    flat = {height: simplices(height, dim, 4096, device) for height in HEIGHTS}
+    print(f"\n{count} 4-simplices at D = {dim} ({looped} in a loop), {device}, median of {rounds}")
     header = ["form", "fwd µs each", "over ours", "fwd + bwd µs", "over ours", *(f"at {h:g}" for h in HEIGHTS)]
     rows = []
     for name, form in forms.items():

@@ -20,10 +20,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from timing import machine, medians
 from torch.utils.data import DataLoader, TensorDataset
 
-from callbacks import KVCacheCompression
+from eigenscope.callbacks import KVCacheCompression
+from eigenscope.lightning_modules import ImageClassificationModule
 from eigenscope.nn import DeiT
 from eigenscope.text import text_table
-from lightning_modules import ImageClassificationModule
 
 
 class _Silent(KVCacheCompression):

@@ -1,4 +1,4 @@
-"""Generation on a small random Llama with a long prompt: tokens a second and bytes held, by cache.
+"""Generation on a small random Llama with a long prompt: tokens a second and bytes stored, by cache.
 
     python benchmarks/kv_generation.py                  # CPU, and CUDA where there is one
     python benchmarks/kv_generation.py --tokens 16384   # a longer prompt
@@ -61,7 +61,7 @@ def steps(model: LlamaForCausalLM, cache: Cache, ids: torch.Tensor, count: int) 
 
 def held(cache: Cache) -> int:
     if isinstance(cache, SpectralCache):
-        return cache.report().held
+        return cache.report().stored
     return sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
 
 

@@ -1,4 +1,4 @@
-"""How much of the embedded images a linear classifier on pixels can tell.
+"""How much of the built-in synthetic images a linear classifier on pixels can tell.
 
     python benchmarks/linear_probe.py
 

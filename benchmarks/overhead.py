@@ -26,7 +26,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from timing import machine
 
-from cli import EigenscopeCLI
+from eigenscope.cli.lightning_cli import EigenscopeCLI
 from eigenscope.text import text_table
 
 LOGGING = {"loggers": ("log_metrics", "log_hyperparams", "save", "finalize"), "self.log": ("log",)}
@@ -37,7 +37,7 @@ COLLECTING = (  # of Lightning's logger connector, which takes what was logged t
     "update_eval_epoch_metrics",
     "log_eval_end_metrics",
 )
-GUARDING = ("FiniteGuard", "LastCheckpoint", "RandomState")  # of the project's callbacks, those that report nothing
+GUARDING = ("FiniteGuard", "ResumeCheckpoint", "ExactResume")  # of the project's callbacks, those that report nothing
 HOOKS = tuple(name for name in dir(Callback) if name.startswith("on_") or name in ("setup", "teardown", "state_dict"))
 
 
@@ -95,7 +95,7 @@ class Timed(EigenscopeCLI):
             kind = type(callback)
             mine = [name for name in HOOKS if getattr(kind, name) is not getattr(Callback, name)]
             self.ledger.charge(callback, mine, kind.__name__)
-            if kind.__module__.startswith("callbacks.") and kind.__name__ not in GUARDING:
+            if kind.__module__.startswith("eigenscope.callbacks.") and kind.__name__ not in GUARDING:
                 self.reporting.add(kind.__name__)
         self.trainer.callbacks.insert(0, self.ledger)
 

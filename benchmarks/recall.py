@@ -18,18 +18,18 @@ import logging
 from pathlib import Path
 
 import torch
+from compressed_recall import CompressedRecall, compressed_recall
 from timing import machine
 from torch import Tensor
 from tqdm import tqdm
 
-import cli
+from eigenscope import cli
 from eigenscope.data import RecallTask, draw_recall
 from eigenscope.kv import Codec, Exact, KVCodec, LowRankInt8, ScoreAwareCodec, TransformCodec, UniformInt
-from eigenscope.kv.compressed_recall import CompressedRecall, compressed_recall
+from eigenscope.lightning_modules import AssociativeRecallModule
 from eigenscope.nn import CausalTransformer, llama_weights
 from eigenscope.noise import stream_key
 from eigenscope.text import text_table
-from lightning_modules import AssociativeRecallModule
 
 CONFIG = Path(__file__).parents[1] / "configs" / "recall.yaml"
 SINKS, RECENT = 4, 32
@@ -118,7 +118,7 @@ def through_cache(net: CausalTransformer, tokens: Tensor, labels: Tensor, codec:
     block = task.context - SINKS - RECENT
     cache = SpectralCache(config, codec, sinks=SINKS, window=RECENT, block=block)
     model(tokens[:, : task.context], past_key_values=cache)
-    times = cache.report().times_smaller
+    times = cache.report().compression_ratio
     logits = model(tokens[:, task.context :], past_key_values=cache).logits
     recall = (logits.argmax(-1) == labels[:, task.context :]).double().mean()
     return [f"{times:.2f}×", f"{100 * recall:.2f}"]

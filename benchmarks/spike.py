@@ -14,16 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import machine
-from torch import nn
-from torch.optim import AdamW, Optimizer
-from tqdm import tqdm
-
-import cli
-from datamodules import GradientSpikeDataModule
-from eigenscope.optim import REKLS, SOAP, Muon
-from eigenscope.study.spike_response import SpikeResponse, replay, spike_response, spiked
-from eigenscope.study.spike_tables import (
+from spike_response import SpikeResponse, replay, spike_response, spiked
+from spike_tables import (
     angle_table,
     growth_table,
     read_angles,
@@ -31,6 +23,14 @@ from eigenscope.study.spike_tables import (
     response_table,
     spectrum_table,
 )
+from timing import machine
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from tqdm import tqdm
+
+from eigenscope import cli
+from eigenscope.datamodules import GradientSpikeDataModule
+from eigenscope.optim import REKLS, SOAP, Muon
 from eigenscope.text import duration
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "spike"
@@ -88,10 +88,10 @@ def main() -> None:
     spectra = {name: read_spectrum(folder) for name, folder in folders.items()}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: TF32 is emulated"
     print(f"\n{machine()}; {device}; {duration(time.perf_counter() - started)} in all; logs in runs/")
-    print("\nAngles of Q_L to the frame of step 50, before the spike of step 51: top-1/top-8 in degrees")
+    print("\nAngles of Q_L to the reference of step 50, before the spike of step 51: top-1/top-8 in degrees")
     print("(GPU and emulated: as reported; below 0.06° those are the rounding of an arccos in float32)\n")
     print(angle_table(angles, "pre_spike"))
-    print("\nAngles of Q_L to the frame of step 51, which has taken the spike\n")
+    print("\nAngles of Q_L to the reference of step 51, which has taken the spike\n")
     print(angle_table(angles, "post_spike"))
     for name in ("spike_rekls_high", "spike_rekls_highest"):
         print(f"\nEigenvalues of L, {name}\n")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from timing import machine
 
-from datamodules import HeavyTailedNoiseDataModule
+from eigenscope.datamodules import HeavyTailedNoiseDataModule
 from eigenscope.text import text_table
 
 MIB = 2**20

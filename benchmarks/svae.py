@@ -20,11 +20,11 @@ from timing import machine, ratio_table
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from callbacks import CVLossSchedule, FiniteGuard
-from eigenscope.geometry import Phase, SectorPolicy
+from eigenscope.callbacks import CVLossSchedule, FiniteGuard
+from eigenscope.geometry import CVPolicy, Phase
+from eigenscope.lightning_modules import SpectralAutoencoderModule
 from eigenscope.nn import PatchSVAE
 from eigenscope.noise import draw_noise
-from lightning_modules import SpectralAutoencoderModule
 
 STEPS, WARM_UP = 9, 3  # of a round, and those of them that are not counted
 
@@ -46,7 +46,7 @@ class StepSeconds(Callback):
 
 
 def discipline(measure_every: int) -> CVLossSchedule:
-    return CVLossSchedule({"M": SectorPolicy(phases=[Phase(20.0)])}, measure_every=measure_every)
+    return CVLossSchedule({"M": CVPolicy(phases=[Phase(20.0)])}, measure_every=measure_every)
 
 
 def steps(images: Tensor, device: str, callbacks: list[Callback], **options: Any) -> list[float]:

@@ -1,37 +1,35 @@
 """Callbacks; the names here are those that a configuration uses."""
 
-from callbacks.battery_container import BatteryContainer
-from callbacks.checkpoint_files import CheckpointFiles
-from callbacks.cv_loss_schedule import CVLossSchedule
-from callbacks.distinct import check_distinct
-from callbacks.eigenbasis_rotation import EigenbasisRotation
-from callbacks.epoch_table import EpochTable
-from callbacks.finite_guard import FiniteGuard, NonFiniteError
-from callbacks.implant_policy import ImplantPolicy
-from callbacks.kv_cache_compression import KVCacheCompression
-from callbacks.last_checkpoint import LastCheckpoint, TrainingInterrupted
-from callbacks.parameter_routing import ParameterRouting
-from callbacks.random_state import RandomState
-from callbacks.reconstruction_grid import ReconstructionGrid
-from callbacks.run_card import RunCard
-from callbacks.scoreboard import Scoreboard
-from callbacks.tensorboard_layout import TensorBoardLayout
+from eigenscope.callbacks.distinct import check_distinct
+from eigenscope.callbacks.nan_guard.finite_guard import FiniteGuard, NonFiniteError
+from eigenscope.callbacks.reporting.epoch_table import EpochTable, ParameterRouting
+from eigenscope.callbacks.reporting.run_metadata import RunMetadataCallback
+from eigenscope.callbacks.reporting.scoreboard import Scoreboard
+from eigenscope.callbacks.reporting.tensorboard_layout import TensorBoardLayout
+from eigenscope.callbacks.resuming.exact_resume import ExactResume
+from eigenscope.callbacks.resuming.resume_checkpoint import ResumeCheckpoint, SafeCheckpointIO, TrainingInterrupted
+from eigenscope.callbacks.spectra.battery_container import BatteryContainer
+from eigenscope.callbacks.spectra.cv_loss_schedule import CVLossSchedule
+from eigenscope.callbacks.spectra.eigenbasis_rotation import EigenbasisRotation
+from eigenscope.callbacks.spectra.implant_policy import ImplantPolicy
+from eigenscope.callbacks.spectra.kv_cache_compression import KVCacheCompression
+from eigenscope.callbacks.spectra.reconstruction_grid import ReconstructionGrid
 
 __all__ = [
     "BatteryContainer",
     "CVLossSchedule",
-    "CheckpointFiles",
     "EigenbasisRotation",
     "EpochTable",
+    "ExactResume",
     "FiniteGuard",
     "ImplantPolicy",
     "KVCacheCompression",
-    "LastCheckpoint",
     "NonFiniteError",
     "ParameterRouting",
-    "RandomState",
     "ReconstructionGrid",
-    "RunCard",
+    "ResumeCheckpoint",
+    "RunMetadataCallback",
+    "SafeCheckpointIO",
     "Scoreboard",
     "TensorBoardLayout",
     "TrainingInterrupted",

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 from torchvision.datasets import CIFAR100
 
-from datamodules.images import ImagesDataModule
 from eigenscope.data import LabelledImages, class_names, read_class_folders
 from eigenscope.data.class_folders import decode_png
+from eigenscope.datamodules.images import ImagesDataModule
 
 
 class CIFAR100DataModule(ImagesDataModule):
@@ -20,7 +20,7 @@ class CIFAR100DataModule(ImagesDataModule):
             existing tree ``{train,test}/<class>/*.png`` of any number of classes and any one square image size.
         source: ``torchvision`` or ``folder``.
         cache_dir: with ``folder``, where the decoded images are kept; default ``<root>/.eigenscope-cache``.
-        **options: those of :class:`~datamodules.images.ImagesDataModule`.
+        **options: those of :class:`~eigenscope.datamodules.images.ImagesDataModule`.
 
     Raises:
         ValueError: an argument is out of range. What is wrong with a tree is said when ``num_classes`` or

@@ -58,8 +58,8 @@ class SpikedGradients:
 class GradientSpikeDataModule(LightningDataModule):
     """Gradients (1, rows, columns) of independent standard normal entries, one of them scaled up: a loss spike.
 
-    For :class:`~lightning_modules.GradientReplayModule`. One epoch is one run; what there is of it depends on the
-    seed given here, not on the seed of the run, nor on ranks.
+    For :class:`~eigenscope.lightning_modules.GradientReplayModule`. One epoch is one run; what there is of it depends
+    on the seed given here, not on the seed of the run, nor on ranks.
 
     Args:
         rows: m of the weight.

@@ -1,6 +1,10 @@
 """The loader that all data modules share: keyed samples, whole batches, one order for any number of ranks."""
 
+import multiprocessing
 import os
+import threading
+import traceback
+from multiprocessing.queues import Queue
 from typing import Any, Literal, cast
 
 import torch
@@ -8,7 +12,6 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.loader_process import watch
 from eigenscope.data import EpochSampler
 
 Batch = tuple[Tensor, Tensor]
@@ -20,7 +23,7 @@ class ResumableLoader(DataLoader[Batch]):
     With ``overfit_batches`` Lightning puts a sampler of its own in, which begins every epoch at its start.
 
     It keeps no count of batches, which would run ahead by those that are on their way: the trainer knows how many were
-    trained, and :class:`~callbacks.RandomState` tells the loader of a run that goes on.
+    trained, and :class:`~eigenscope.callbacks.ExactResume` tells the loader of a run that goes on.
     """
 
     def state_dict(self) -> dict[str, int]:
@@ -106,3 +109,33 @@ def _as_it_is(batch: Any) -> Any:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def watch(worker: int) -> None:
+    """Called in every process of a loader as it starts.
+
+    Args:
+        worker: its number.
+    """
+    threading.Thread(target=_end_with_training, daemon=True).start()
+    Queue._on_queue_feeder_error = staticmethod(_end_unsent)  # type: ignore[attr-defined]
+
+
+def _end_with_training() -> None:
+    """Ends the process when its training was killed.
+
+    torch has it look after the process that forked it. Where that is a fork server, as from Python 3.14 on, the two
+    keep each other alive.
+    """
+    training = multiprocessing.parent_process()
+    if training is not None:
+        training.join()
+        os._exit(1)
+
+
+def _end_unsent(error: Exception, batch: object) -> None:
+    """Ends the process when a batch found no room in shared memory: the training would wait for it for ever."""
+    try:
+        traceback.print_exception(error)
+    finally:  # also if nobody reads stderr any more
+        os._exit(1)

@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 import torch
 
-from datamodules.images import ImagesDataModule
 from eigenscope.data import LabelledImages, draw_images
+from eigenscope.datamodules.images import ImagesDataModule
 
 
 class SyntheticImagesDataModule(ImagesDataModule):
@@ -16,7 +16,7 @@ class SyntheticImagesDataModule(ImagesDataModule):
         test_size: test images.
         image_size: side in pixels.
         seed: of the data set; every image is a function of (seed, split, index). The run's own seed does not enter.
-        **options: those of :class:`~datamodules.images.ImagesDataModule`.
+        **options: those of :class:`~eigenscope.datamodules.images.ImagesDataModule`.
     """
 
     num_classes = 100

@@ -1,3 +1,8 @@
-"""Eigenscope: spectra while models train. This package is the part that does not need Lightning."""
+"""Eigenscope: spectra of weights, activations and optimizers while models train."""
 
-__version__ = "0.3.0"
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("eigenscope")
+except PackageNotFoundError:  # a checkout that is on the path but not installed
+    __version__ = "unknown"

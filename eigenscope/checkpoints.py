@@ -12,6 +12,9 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from eigenscope.files import replace_atomically
 
+#: Under what a checkpoint keeps the configuration of its run, the fingerprint of its data, and when it was saved.
+CONFIGURATION, DATA, SAVED_AT = "configuration", "data", "saved_at"
+
 
 def previous_checkpoint(path: Path) -> Path:
     """Where the checkpoint is kept that the one at ``path`` has replaced: ``last.previous.ckpt`` of ``last.ckpt``."""

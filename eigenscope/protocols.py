@@ -11,29 +11,29 @@ if TYPE_CHECKING:
     from eigenscope.charts import Chart
     from eigenscope.nn.battery_array import BatteryArray
 
-Sectors = Mapping[str, Tensor]
+PointSets = Mapping[str, Tensor]
 """Name to points on a sphere, (..., V, D): V unit vectors of R^D, over any leading shape of matrices."""
 
-Discipline = Callable[[Tensor, Sectors], Tensor]
-"""Takes a training loss and the sectors of the same forward pass, both with gradient; returns the loss to be used."""
+LossTransform = Callable[[Tensor, PointSets], Tensor]
+"""Maps a training loss and the point sets of the same forward pass, with gradients, to the loss to be used."""
 
 
 @runtime_checkable
-class Disciplined(Protocol):
+class HasPointSets(Protocol):
     """A module whose latents lie on spheres, and whose training loss others may change.
 
     Attributes:
-        sector_shapes: sector to (V, D), known before the first batch.
-        disciplines: applied to the loss in every training step, in order.
+        point_set_shapes: point set to (V, D), known before the first batch.
+        loss_transforms: applied to the loss in every training step, in order.
     """
 
-    sector_shapes: Mapping[str, tuple[int, int]]
-    disciplines: list[Discipline]
+    point_set_shapes: Mapping[str, tuple[int, int]]
+    loss_transforms: list[LossTransform]
 
 
 @runtime_checkable
 class AimsAtCV(Protocol):
-    """A callback that holds the CV of sectors to targets."""
+    """A callback that holds the CV of point sets to targets."""
 
     @property
     def targets(self) -> Mapping[str, float]:
@@ -44,7 +44,7 @@ class AimsAtCV(Protocol):
 class Autoencoding(Protocol):
     """A module that reconstructs images."""
 
-    def autoencode(self, images: Tensor) -> tuple[Tensor, Sectors]:
+    def autoencode(self, images: Tensor) -> tuple[Tensor, PointSets]:
         """The reconstructions of images (B, 3, H, W), same shape, and the latents on spheres."""
 
 

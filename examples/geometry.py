@@ -1,4 +1,4 @@
-"""Is the CV of a latent's pentachora learned? The same figure of points that nobody trained.
+"""Is the CV of a latent's 4-simplices learned? The same figure of points that nobody trained.
 
 python examples/geometry.py
 """
@@ -16,7 +16,7 @@ def main() -> None:
     points, dim = 48, 4
     images = draw_noise(torch.arange(len(NOISE_TYPES)), seed=0, epoch=0, samples=torch.arange(16), image_size=32)
     with torch.no_grad():
-        untrained = PatchSVAE(num_points=points, dim=dim, patch_size=4, hidden=64).encode(images).sectors["M"]
+        untrained = PatchSVAE(num_points=points, dim=dim, patch_size=4, hidden=64).encode(images).point_sets["M"]
     random = random_unit_points(64, points, dim)
     print(f"closed form, random points on the sphere of R^{dim}: CV {expected_cv(dim):.3f}")
     for name, matrices in (("drawn points", random), ("an untrained network", untrained.flatten(0, -3)[:64])):

@@ -7,7 +7,7 @@ python examples/taps.py --seeds 0 1 2          # with intervals; any other optio
 import sys
 from pathlib import Path
 
-import cli
+from eigenscope import cli
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from eigenscope.charts import Chart, present, train_and_val
-from lightning_modules.epoch_figures import log_figure
-from lightning_modules.hyperparameters import save_given_hyperparameters
-from lightning_modules.mean_loss import MeanLoss
-from lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
+from eigenscope.lightning_modules.epoch_figures import log_epoch_metric
+from eigenscope.lightning_modules.hyperparameters import save_given_hyperparameters
+from eigenscope.lightning_modules.metrics import MeanLoss
+from eigenscope.lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
 
 _STAGES = ("train", "val", "test")
 
@@ -106,6 +106,6 @@ class AssociativeRecallModule(LightningModule):
         recall = cast(MulticlassAccuracy, self.recalls[f"{stage}_"])
         mean_loss.update(loss, len(answers))
         recall.update(logits.detach(), answers)
-        log_figure(self, f"{stage}/loss", mean_loss)
-        log_figure(self, f"{stage}/recall", recall)
+        log_epoch_metric(self, f"{stage}/loss", mean_loss)
+        log_epoch_metric(self, f"{stage}/recall", recall)
         return loss

@@ -11,15 +11,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from eigenscope.charts import Chart, present, train_and_val
+from eigenscope.lightning_modules.epoch_figures import log_epoch_metric
+from eigenscope.lightning_modules.hyperparameters import save_given_hyperparameters
+from eigenscope.lightning_modules.metrics import CrossErrors, MeanLoss
+from eigenscope.lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
 from eigenscope.nn import BatteryArray, cross_evaluate
 from eigenscope.noise import NOISE_TYPES, battery_mixtures, noise_ids, pick_from_mixtures, stream_key
 from eigenscope.noise.mixtures import MixtureKind
-from eigenscope.protocols import Discipline
-from lightning_modules.cross_errors import CrossErrors
-from lightning_modules.epoch_figures import log_figure
-from lightning_modules.hyperparameters import save_given_hyperparameters
-from lightning_modules.mean_loss import MeanLoss
-from lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
+from eigenscope.protocols import LossTransform
 
 _STAGES = ("val", "test")
 _KINDS: tuple[MixtureKind, ...] = ("singles", "pairs", "quads", "all")
@@ -42,8 +41,9 @@ class BatteryModule(LightningModule):
     ``{val,test}_mse/<type>``, the error of the battery that is best at a type. After validation ``cross_scores`` holds
     the errors of all batteries at all types.
 
-    A callback may append a :data:`~eigenscope.protocols.Discipline` to ``disciplines``: it sees the mean of the losses
-    of the batteries that had images and their points M, and what it adds to that mean each battery feels as if alone.
+    A callback may append a :data:`~eigenscope.protocols.LossTransform` to ``loss_transforms``: it sees the mean of the
+    losses of the batteries that had images and their points M, and what it adds to that mean each battery feels as if
+    alone.
 
     Args:
         net: the batteries.
@@ -91,8 +91,8 @@ class BatteryModule(LightningModule):
         self.images_per_battery = images_per_battery
         self.mixtures = tuple(tuple(NOISE_TYPES[kind] for kind in mixture) for mixture in chosen)
         self.label_names = NOISE_TYPES
-        self.sector_shapes = net.sector_shapes
-        self.disciplines: list[Discipline] = []
+        self.point_set_shapes = net.point_set_shapes
+        self.loss_transforms: list[LossTransform] = []
         self.cross_scores: Tensor | None = None
         members = torch.tensor([[kind in mixture for kind in range(len(NOISE_TYPES))] for mixture in chosen])
         self.register_buffer("_members", members, persistent=False)
@@ -161,14 +161,14 @@ class BatteryModule(LightningModule):
         for name in self.train_means:
             metric = cast(MeanLoss, self.train_means[name])
             metric.update(losses.sum() / fed.sum().clamp(min=1), int(fed.sum()))
-            log_figure(self, f"train/{name}", metric)
+            log_epoch_metric(self, f"train/{name}", metric)
         loss: Tensor = losses.sum()
-        if self.disciplines:
+        if self.loss_transforms:
             count = fed.sum().clamp(min=1)
-            sectors = {name: points[here if here.any() else ~here] for name, points in code.sectors.items()}
+            point_sets = {name: points[here if here.any() else ~here] for name, points in code.point_sets.items()}
             loss = loss / count
-            for discipline in self.disciplines:
-                loss = discipline(loss, sectors)
+            for discipline in self.loss_transforms:
+                loss = discipline(loss, point_sets)
             loss = loss * count
         return loss
 

@@ -6,7 +6,7 @@ from lightning.pytorch import LightningModule
 from torchmetrics import Metric
 
 
-def log_figure(module: LightningModule, name: str, metric: Metric) -> None:
+def log_epoch_metric(module: LightningModule, name: str, metric: Metric) -> None:
     """Logs a metric at the end of the epoch under way; to be called in each of its steps, after the update.
 
     It is ``module.log`` in the first of these steps in this process. From then on Lightning reads the metric itself:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from eigenscope.charts import Chart, present
-from lightning_modules.hyperparameters import save_given_hyperparameters
-from lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
+from eigenscope.lightning_modules.hyperparameters import save_given_hyperparameters
+from eigenscope.lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
 
 
 class GradientReplayModule(LightningModule):

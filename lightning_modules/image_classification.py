@@ -12,10 +12,10 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from eigenscope.charts import Chart, present, train_and_val
-from lightning_modules.epoch_figures import log_figure
-from lightning_modules.hyperparameters import save_given_hyperparameters
-from lightning_modules.mean_loss import MeanLoss
-from lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
+from eigenscope.lightning_modules.epoch_figures import log_epoch_metric
+from eigenscope.lightning_modules.hyperparameters import save_given_hyperparameters
+from eigenscope.lightning_modules.metrics import MeanLoss
+from eigenscope.lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
 
 _STAGES = ("train", "val", "test")
 
@@ -123,10 +123,10 @@ class ImageClassificationModule(LightningModule):
         loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         mean_loss = cast(MeanLoss, self.losses[f"{stage}_"])
         mean_loss.update(loss, len(labels))
-        log_figure(self, f"{stage}/loss", mean_loss)
+        log_epoch_metric(self, f"{stage}/loss", mean_loss)
         for name, metric in self._accuracies(stage).items():
             metric.update(logits.detach(), labels)
-            log_figure(self, f"{stage}/{name}", metric)
+            log_epoch_metric(self, f"{stage}/{name}", metric)
         return loss
 
 

@@ -10,15 +10,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from eigenscope.charts import Chart, present, train_and_val
+from eigenscope.lightning_modules.epoch_figures import log_epoch_metric
+from eigenscope.lightning_modules.hyperparameters import save_given_hyperparameters
+from eigenscope.lightning_modules.metrics import GroupedMean, MeanLoss
+from eigenscope.lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
+from eigenscope.lightning_modules.point_set_geometry import LatentGeometry
 from eigenscope.nn.patch_autoencoder import PatchAutoencoder
 from eigenscope.nn.reconstruction_errors import ReconstructionLoss, reconstruction_errors
-from eigenscope.protocols import Discipline, Sectors
-from lightning_modules.epoch_figures import log_figure
-from lightning_modules.grouped_mean import GroupedMean
-from lightning_modules.hyperparameters import save_given_hyperparameters
-from lightning_modules.mean_loss import MeanLoss
-from lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
-from lightning_modules.sector_geometry import LatentGeometry
+from eigenscope.protocols import LossTransform, PointSets
 
 _STAGES = ("train", "val", "test")
 
@@ -27,14 +26,14 @@ class SpectralAutoencoderModule(LightningModule):
     """Reconstruction training of an autoencoder of patches, such as PatchSVAE, on batches of images and labels.
 
     Logs once an epoch ``{train,val,test}/loss``, the reconstruction loss, and ``/mse``, both as means over samples of
-    all ranks; in validation also ``val/spectral_shift``, the mean |S′ − S|, and for every sector, such as M,
-    ``geometry_M/*``, see :class:`~lightning_modules.sector_geometry.SectorGeometry`. If the data module names its
-    labels (``label_names``), ``{val,test}_mse/<name>`` is the error of a label's images, and
+    all ranks; in validation also ``val/spectral_shift``, the mean |S′ − S|, and for every point set, such as M,
+    ``geometry_M/*``, see :class:`~eigenscope.lightning_modules.point_set_geometry.PointSetGeometry`. If the data module
+    names its labels (``label_names``), ``{val,test}_mse/<name>`` is the error of a label's images, and
     ``{val,test}_power/<name>`` their mean square, which is the error of a reconstruction that is 0, and
     ``val_decoded_norm/<name>`` the mean norm |M̂| of a patch.
 
-    A callback may append a :data:`~eigenscope.protocols.Discipline` to ``disciplines``, which then sees the training
-    loss and the sectors of each step.
+    A callback may append a :data:`~eigenscope.protocols.LossTransform` to ``loss_transforms``, which then sees the
+    training loss and the point sets of each step.
 
     Args:
         net: the network.
@@ -76,9 +75,9 @@ class SpectralAutoencoderModule(LightningModule):
         self.cross_attention_clip = cross_attention_clip
         self.clip_to_loss = clip_to_loss
         self._latest_loss = torch.zeros(())
-        self.sector_shapes = net.sector_shapes
-        self.disciplines: list[Discipline] = []
-        self.geometry = LatentGeometry(net.sector_shapes)
+        self.point_set_shapes = net.point_set_shapes
+        self.loss_transforms: list[LossTransform] = []
+        self.geometry = LatentGeometry(net.point_set_shapes)
         figures = [f"{stage}/{name}" for stage in _STAGES for name in ("loss", "mse")]
         self.means = nn.ModuleDict({name: MeanLoss() for name in (*figures, "val/spectral_shift")})
         self.label_names: tuple[str, ...] = ()
@@ -99,22 +98,22 @@ class SpectralAutoencoderModule(LightningModule):
         reconstructions: Tensor = self.net(images)[0]
         return reconstructions
 
-    def autoencode(self, images: Tensor) -> tuple[Tensor, Sectors]:
-        """Reconstructions of images (B, 3, H, W), same shape, and the sectors."""
+    def autoencode(self, images: Tensor) -> tuple[Tensor, PointSets]:
+        """Reconstructions of images (B, 3, H, W), same shape, and the point sets."""
         reconstructions, code = self.net(images)
-        return reconstructions, code.sectors
+        return reconstructions, code.point_sets
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The disciplined loss of a batch."""
         images, _ = batch
         reconstructions, code = self.net(images)
         if self.global_step == 0:
-            self.geometry.note_untrained(code.sectors)
+            self.geometry.note_untrained(code.point_sets)
         loss = self._record("train", images, reconstructions)
         self._latest_loss = loss.detach()
         self.log("train/loss_step", loss.detach(), prog_bar=True)
-        for discipline in self.disciplines:
-            loss = discipline(loss, code.sectors)
+        for discipline in self.loss_transforms:
+            loss = discipline(loss, code.point_sets)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -127,8 +126,8 @@ class SpectralAutoencoderModule(LightningModule):
             cast(GroupedMean, self.by_label["val_decoded_norm"]).update(norms, labels)
         shift = cast(MeanLoss, self.means["val/spectral_shift"])
         shift.update(code.shift.mean(), len(images))
-        log_figure(self, "val/spectral_shift", shift)
-        self.geometry.update_sectors(code.sectors)
+        log_epoch_metric(self, "val/spectral_shift", shift)
+        self.geometry.update_point_sets(code.point_sets)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Updates the test figures."""
@@ -194,7 +193,7 @@ class SpectralAutoencoderModule(LightningModule):
         for name, value in (("loss", loss), ("mse", squares.mean())):
             metric = cast(MeanLoss, self.means[f"{stage}/{name}"])
             metric.update(value, len(images))
-            log_figure(self, f"{stage}/{name}", metric)
+            log_epoch_metric(self, f"{stage}/{name}", metric)
         if labels is not None and self.label_names:
             cast(GroupedMean, self.by_label[f"{stage}_mse"]).update(squares, labels)
             cast(GroupedMean, self.by_label[f"{stage}_power"]).update(images.flatten(1).square().mean(1), labels)

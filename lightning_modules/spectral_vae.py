@@ -11,18 +11,16 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from eigenscope.charts import Chart, present, train_and_val
+from eigenscope.lightning_modules.epoch_figures import log_epoch_metric
+from eigenscope.lightning_modules.hyperparameters import save_given_hyperparameters
+from eigenscope.lightning_modules.metrics import FractionVarianceUnexplained, GroupedMean, MeanLoss
+from eigenscope.lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
+from eigenscope.lightning_modules.point_set_geometry import LatentGeometry
 from eigenscope.nn import SimplexCode, SimplexVAE
 from eigenscope.nn.reconstruction_errors import ReconstructionLoss, reconstruction_errors, student_t_errors
 from eigenscope.nn.variational import active_dimensions, free_bits, has_collapsed, kl_weight, reparameterise
 from eigenscope.noise.streams import Streams, stream_key
-from eigenscope.protocols import Discipline, Sectors
-from lightning_modules.epoch_figures import log_figure
-from lightning_modules.explained import UnexplainedVariance
-from lightning_modules.grouped_mean import GroupedMean
-from lightning_modules.hyperparameters import save_given_hyperparameters
-from lightning_modules.mean_loss import MeanLoss
-from lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
-from lightning_modules.sector_geometry import LatentGeometry
+from eigenscope.protocols import LossTransform, PointSets
 
 CompandedLoss = Literal["mse", "huber", "log_cosh", "student_t"]
 _TRAINING, _VALIDATION = stream_key(0x7A, 0), stream_key(0x7A, 1)  # z, apart from all else that a seed addresses
@@ -43,8 +41,8 @@ class SpectralVAEModule(LightningModule):
     ``val_fvu/<label>``; ``val_raw_median/<label>`` and ``val_raw_q90/<label>``, the median and the 90 % quantile of
     |x̂ − x| of an image; ``val/active_dimensions`` (of more than 0.1 nat, or twice the free bits),
     ``val/kl_per_dimension`` in nats, ``val/collapsed`` (1 if fewer than half are active, which is also said once); and
-    ``geometry_<sector>/*`` of every sector. A network with implants adds ``implants/steps``, the optimizer steps that
-    its batteries were trained for, all together.
+    ``geometry_<point_set>/*`` of every point set. A network with implants adds ``implants/steps``, the optimizer steps
+    that its batteries were trained for, all together.
 
     Args:
         net: the network.
@@ -93,9 +91,9 @@ class SpectralVAEModule(LightningModule):
         self.warmup_steps = warmup_steps
         self.free_bits = free_bits
         self.log_sigma = nn.Parameter(torch.zeros(())) if loss == "student_t" else None
-        self.sector_shapes = net.sector_shapes
-        self.disciplines: list[Discipline] = []
-        self.geometry = LatentGeometry(net.sector_shapes)
+        self.point_set_shapes = net.point_set_shapes
+        self.loss_transforms: list[LossTransform] = []
+        self.geometry = LatentGeometry(net.point_set_shapes)
         figures = [f"{stage}/{name}" for stage in ("train", "val", "test") for name in ("loss", "kl")]
         self.means = nn.ModuleDict({name: MeanLoss() for name in figures})
         self.kl_by_dimension = GroupedMean(net.slots * net.dim)
@@ -109,7 +107,7 @@ class SpectralVAEModule(LightningModule):
         self._seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
         self.label_names = tuple(getattr(getattr(self.trainer, "datamodule", None), "label_names", ()))
         groups = max(1, len(self.label_names))
-        self.unexplained = UnexplainedVariance(groups)
+        self.unexplained = FractionVarianceUnexplained(groups)
         self.raw = nn.ModuleDict({f"val_raw_{name}": GroupedMean(groups) for name in ("median", "q90")})
 
     def configure_optimizers(self) -> Any:
@@ -120,10 +118,10 @@ class SpectralVAEModule(LightningModule):
         """Reconstructions of images (B, 3, H, W), same shape, through μ."""
         return self.autoencode(images)[0]
 
-    def autoencode(self, images: Tensor) -> tuple[Tensor, Sectors]:
-        """Reconstructions of images (B, 3, H, W), same shape, through μ, and the sectors."""
+    def autoencode(self, images: Tensor) -> tuple[Tensor, PointSets]:
+        """Reconstructions of images (B, 3, H, W), same shape, through μ, and the point sets."""
         companded, code = self.net(images, sample=False)
-        return self.net.to_images(companded, code.log_scale, code.grid), code.sectors
+        return self.net.to_images(companded, code.log_scale, code.grid), code.point_sets
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The disciplined loss of a batch."""
@@ -131,13 +129,13 @@ class SpectralVAEModule(LightningModule):
         key = stream_key(_TRAINING, self._seed, self.current_epoch, batch_idx)
         companded, code = self.net(images, sample=True, generator=self._streams(key, images))
         if self.global_step == 0:
-            self.geometry.note_untrained(code.sectors)
+            self.geometry.note_untrained(code.point_sets)
         loss = self._record("train", companded, code)
         self.log("train/loss_step", loss.detach(), prog_bar=True)
         weight = kl_weight(self.global_step, self.beta, self.warmup_steps)
         loss = loss + weight * free_bits(code.kl, self.free_bits, self._mean_over_ranks(code.kl)).mean()
-        for discipline in self.disciplines:
-            loss = discipline(loss, code.sectors)
+        for discipline in self.loss_transforms:
+            loss = discipline(loss, code.point_sets)
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -161,7 +159,7 @@ class SpectralVAEModule(LightningModule):
         streams = self._streams(_VALIDATION, images, first=self._validated)
         self._validated += len(images)
         sampled = code._replace(z=reparameterise(code.mu, code.log_variance, streams))  # z as training sees it
-        self.geometry.update_sectors(sampled.sectors)
+        self.geometry.update_point_sets(sampled.point_sets)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Updates the test figures."""
@@ -188,7 +186,7 @@ class SpectralVAEModule(LightningModule):
         self.log_dict(figures | self._latent_figures() | self.geometry.compute(), sync_dist=True)
 
     def charts(self, logged: Collection[str]) -> list[Chart]:
-        """Training beside validation, the latent, errors by label, and the geometry of the sectors."""
+        """Training beside validation, the latent, errors by label, and the geometry of the point sets."""
         single = {
             "fraction of variance unexplained": "val/fvu",
             "active dimensions": "val/active_dimensions",
@@ -249,7 +247,7 @@ class SpectralVAEModule(LightningModule):
         for name, value in (("loss", loss), ("kl", code.kl.sum(-1).mean())):
             metric = cast(MeanLoss, self.means[f"{stage}/{name}"])
             metric.update(value, len(companded))
-            log_figure(self, f"{stage}/{name}", metric)
+            log_epoch_metric(self, f"{stage}/{name}", metric)
         return loss
 
     def _latent_figures(self) -> dict[str, float]:

@@ -16,10 +16,11 @@ import yaml
 from filelock import FileLock
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import cli
-from eigenscope.study import RunRecord, read_scoreboard
-from eigenscope.study.arms import PlannedRun
-from lightning_modules import ImageClassificationModule
+from eigenscope import cli
+from eigenscope.cli import lightning_cli
+from eigenscope.cli.compare import PlannedRun
+from eigenscope.lightning_modules import ImageClassificationModule
+from eigenscope.results import RunMetadata, read_scoreboard
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DEMO = str(CONFIGS / "demo.yaml")
@@ -61,7 +62,7 @@ def test_fit_leaves_logs_a_table_a_result_and_a_board(tmp_path, capsys):
     printed = capsys.readouterr().out
     log_dir = Path(run.trainer.log_dir)
     assert log_dir == tmp_path / "runs" / "demo" / "version_0"
-    result = RunRecord.load(log_dir).result
+    result = RunMetadata.load(log_dir).result
     assert [row.epoch for row in result.epochs] == [1, 2]
     assert result.seed == 0
     assert result.parameters == sum(p.numel() for p in run.model.parameters())
@@ -114,7 +115,7 @@ def test_a_checkpoint_rebuilds_its_model_and_evaluates_the_same(tmp_path, capsys
         evaluated = cli.main(args)
         stage = "val" if command == "validate" else "test"
         accuracy = float(evaluated.trainer.callback_metrics[f"{stage}/acc"])
-        assert accuracy == pytest.approx(RunRecord.load(Path(run.trainer.log_dir)).result.best[0])
+        assert accuracy == pytest.approx(RunMetadata.load(Path(run.trainer.log_dir)).result.best[0])
     assert not (tmp_path / "config.yaml").exists()
     predicted = cli.main(["predict", "--config", config, "--ckpt_path", str(best), "--trainer.logger=false"])
     assert predicted.trainer.predict_loop.predictions[0].shape == (50, 100)
@@ -126,7 +127,7 @@ def test_a_resumed_run_keeps_its_table(tmp_path, capsys):
     last = Path(part.trainer.log_dir) / "checkpoints" / "last.ckpt"
     resumed = fit(tmp_path, "--ckpt_path", str(last), epochs=3)
     assert resumed.trainer.log_dir == part.trainer.log_dir
-    results = [RunRecord.load(Path(run.trainer.log_dir)).result for run in (whole, resumed)]
+    results = [RunMetadata.load(Path(run.trainer.log_dir)).result for run in (whole, resumed)]
     assert [row.epoch for row in results[1].epochs] == [1, 2, 3]
     for one, other in zip(*(result.epochs for result in results), strict=True):
         assert one.metrics["val/acc"] == other.metrics["val/acc"]
@@ -135,7 +136,7 @@ def test_a_resumed_run_keeps_its_table(tmp_path, capsys):
 def test_holdout_chooses_the_epoch_and_reads_the_test_set_once(tmp_path):
     fit(tmp_path, "--data.init_args.protocol=holdout", "--data.init_args.holdout_fraction=0.5")
     log_dir = tmp_path / "runs" / "demo" / "version_0"
-    result = RunRecord.load(log_dir).result
+    result = RunMetadata.load(log_dir).result
     best = str(log_dir / "checkpoints" / "best.ckpt")
     tested = cli.main(["test", "--config", str(log_dir / "config.yaml"), "--ckpt_path", best, "--trainer.logger=false"])
     assert result.protocol == "holdout"
@@ -148,7 +149,7 @@ def test_holdout_chooses_the_epoch_and_reads_the_test_set_once(tmp_path):
 
 def test_epochs_without_validation_have_no_validation_figures(tmp_path):
     fit(tmp_path, "--trainer.check_val_every_n_epoch=2", epochs=3)
-    result = RunRecord.load(tmp_path / "runs" / "demo" / "version_0").result
+    result = RunMetadata.load(tmp_path / "runs" / "demo" / "version_0").result
     assert ["val/acc" in row.metrics for row in result.epochs] == [False, True, False]
     assert ["val/gap" in row.metrics for row in result.epochs] == [False, True, False]
 
@@ -186,12 +187,12 @@ def test_an_error_keeps_the_words_of_the_class_that_found_it(tmp_path, make_tree
     image = root / "train" / "class00" / "000.png"
     image.write_bytes(b"not an image")
     data = ["--data=CIFAR100DataModule", "--data.init_args.source=folder", f"--data.init_args.root={root}"]
-    with pytest.raises(cli.ConfigurationError, match=f"^{re.escape(str(image))} is not a readable image"):
+    with pytest.raises(lightning_cli.ConfigurationError, match=f"^{re.escape(str(image))} is not a readable image"):
         cli.main(["fit", "--config", DEMO, *data])
 
 
 def test_a_refused_value_is_one_sentence_at_the_command_line(tmp_path):
-    command = [sys.executable, "-W", "ignore", "-m", "cli", "fit", "--config", DEMO, f"{NET}.patch_size=5"]
+    command = [sys.executable, "-W", "ignore", "-m", "eigenscope", "fit", "--config", DEMO, f"{NET}.patch_size=5"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "error: patch_size must divide image_size 32, got 5"
@@ -224,7 +225,7 @@ def test_compare_trains_each_arm_and_seed_once(tmp_path, capfd):
     base, taps = compare(tmp_path, "--seeds", "0", "1")
     first = capfd.readouterr().out
     results = {
-        (arm, seed): RunRecord.load(next((tmp_path / "study" / arm).glob(f"seed{seed}-*/"))).result
+        (arm, seed): RunMetadata.load(next((tmp_path / "study" / arm).glob(f"seed{seed}-*/"))).result
         for arm in ("demo", "demo_svd")
         for seed in (0, 1)
     }
@@ -351,7 +352,7 @@ def test_compare_hands_on_a_signal_and_says_how_its_run_goes_on(tmp_path, monkey
         compare(tmp_path, *args, arms=(DEMO,))
     assert end.value.code == 128 + signal.SIGINT
     (last,) = tmp_path.glob(saved)
-    record = RunRecord.load(last.parents[1])
+    record = RunMetadata.load(last.parents[1])
     step = int(re.fullmatch(r"TrainingInterrupted SIGINT ended the run after step (\d+); .*", record.reason)[1])
     assert 0 < step < 15 * 4
     *_, said = capfd.readouterr().err.splitlines()
@@ -363,7 +364,13 @@ def test_compare_hands_on_a_signal_and_says_how_its_run_goes_on(tmp_path, monkey
 
     (tmp_path / "fast").touch()
     interpreter, flag, module, *args_of_fit = shlex.split(command)
-    assert [interpreter, flag, module, *args_of_fit[-2:]] == [sys.executable, "-m", "cli", "--ckpt_path", str(last)]
+    assert [interpreter, flag, module, *args_of_fit[-2:]] == [
+        sys.executable,
+        "-m",
+        "eigenscope",
+        "--ckpt_path",
+        str(last),
+    ]
     assert cli.main(args_of_fit).trainer.global_step == 15 * 4
     capfd.readouterr()
     compare(tmp_path, *args, arms=(DEMO,))
@@ -409,7 +416,9 @@ def test_compare_is_not_for_torchrun(tmp_path, monkeypatch, capfd, variable):
 
 
 def test_help_names_every_subcommand():
-    printed = subprocess.run([sys.executable, "-m", "cli", "--help"], capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        [sys.executable, "-m", "eigenscope", "--help"], capture_output=True, text=True, check=True
+    ).stdout
     for word in ("fit", "validate", "test", "predict", "compare"):
         assert word in printed
 

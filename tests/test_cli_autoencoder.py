@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import cli
-from lightning_modules import SpectralAutoencoderModule
+from eigenscope import cli
+from eigenscope.lightning_modules import SpectralAutoencoderModule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SVAE = str(CONFIGS / "svae_noise_small.yaml")
@@ -39,7 +39,10 @@ def svae(*more):
             ["--data.init_args.curriculum={epochs: [-1, 2, 3, 4]}"],
             "epochs of a curriculum must be at least 0, got [-1,",
         ),
-        (["--trainer.callbacks+=CVLossSchedule", "--trainer.callbacks.sectors={Q: {}}"], "no sector 'Q'; there are: M"),
+        (
+            ["--trainer.callbacks+=CVLossSchedule", "--trainer.callbacks.point_sets={Q: {}}"],
+            "no point_set 'Q'; there are: M",
+        ),
         (
             [f"{NET}.hidden=2", f"{NET}.depth=0", "--model.init_args.optimizer.init_args.lr=1e20"],
             "step 1: the first tensor that is not finite is",

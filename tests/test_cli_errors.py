@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from emerging_optimizers.soap import soap as library
 
-import cli
+from eigenscope import cli
 from eigenscope.optim import soap_step
 
 CONFIGS = Path(__file__).parents[1] / "configs"

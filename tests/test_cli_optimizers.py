@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import cli
+from eigenscope import cli
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-import cli
+from eigenscope import cli
 from eigenscope.checkpoints import read_checkpoint, write_checkpoint
+from eigenscope.cli import lightning_cli
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NET = "--model.init_args.net.init_args"
@@ -76,7 +77,7 @@ def scalars(folder):
 
 
 def refusal(*args):
-    with pytest.raises(cli.ConfigurationError) as error:
+    with pytest.raises(lightning_cli.ConfigurationError) as error:
         cli.main(list(args))
     return str(error.value)
 
@@ -131,8 +132,8 @@ def test_without_a_last_checkpoint_a_folder_means_its_newest(begun):
     for name in ("last.ckpt", "last.previous.ckpt", "best.ckpt"):
         (begun / "checkpoints" / name).unlink(missing_ok=True)
     os.utime(begun / "checkpoints" / "epoch=1.ckpt", (2e9, 2e9))
-    assert cli.find_checkpoint(str(begun)) == begun / "checkpoints" / "epoch=1.ckpt"
-    assert cli.find_checkpoint(str(begun / "checkpoints")) == begun / "checkpoints" / "epoch=1.ckpt"
+    assert lightning_cli.find_checkpoint(str(begun)) == begun / "checkpoints" / "epoch=1.ckpt"
+    assert lightning_cli.find_checkpoint(str(begun / "checkpoints")) == begun / "checkpoints" / "epoch=1.ckpt"
     shutil.rmtree(begun / "checkpoints")
     assert "there is no checkpoint in the folder" in refusal("fit", *arguments(f"--ckpt_path={begun}"))
 
@@ -247,19 +248,19 @@ def test_a_warm_start_takes_weights_and_nothing_else(begun, capsys):
         )
         trainer.should_stop = True
 
-    class Look(cli.callbacks.ParameterRouting):
+    class Look(callbacks.ParameterRouting):
         on_train_batch_start = staticmethod(look)
 
-    cli.callbacks.Look = Look
-    Look.__module__, Look.__qualname__ = "callbacks", "Look"
+    callbacks.Look = Look
+    Look.__module__, Look.__qualname__ = "eigenscope.callbacks", "Look"
     try:
         run = fit(
             f"--warm_start={path}",
             f"--config={CONFIGS / 'optimizer' / 'muon.yaml'}",
-            "--trainer.callbacks=callbacks.Look",
+            "--trainer.callbacks=eigenscope.callbacks.Look",
         )
     finally:
-        del cli.callbacks.Look
+        del callbacks.Look
     assert all(torch.equal(seen[name], weight) for name, weight in weights.items())
     assert (seen["step"], seen["lr"]) == (0, pytest.approx(1e-3 / 25))
     assert f"Warm start from {path}: {len(weights)} of the module's {len(weights)} tensors are the checkpoint's." in (

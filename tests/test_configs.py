@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-import cli
+from eigenscope import cli
 from eigenscope.nn import BatteryArray, BatteryEntry, DeiT, PatchSVAE, save_batteries
 
 ROOT = Path(__file__).parents[1]
@@ -142,7 +142,7 @@ def test_a_watched_experiment_is_the_plain_one_with_rekls_and_two_watched_layers
     plain = cli.resolve(["--config", str(ROOT / "configs" / f"{name}.yaml"), "--config", str(overlay)])
     watched = resolved(f"{name}_rekls")
     callbacks = watched["trainer"]["callbacks"]
-    (callback,) = [entry for entry in callbacks if entry["class_path"] == "callbacks.EigenbasisRotation"]
+    (callback,) = [entry for entry in callbacks if entry["class_path"] == "eigenscope.callbacks.EigenbasisRotation"]
     callbacks.remove(callback)
     assert len(callback["init_args"]["parameters"]) == 2
     names = [config["trainer"]["logger"]["init_args"].pop("name") for config in (plain, watched)]
@@ -230,7 +230,9 @@ def test_the_arms_of_the_implant_study_differ_in_their_implants_alone():
     for config in (plain, implanted):
         config["trainer"]["logger"]["init_args"].pop("name")
         callbacks = config["trainer"]["callbacks"]
-        config["trainer"]["callbacks"] = [c for c in callbacks if c["class_path"] != "callbacks.ImplantPolicy"]
+        config["trainer"]["callbacks"] = [
+            c for c in callbacks if c["class_path"] != "eigenscope.callbacks.ImplantPolicy"
+        ]
         net = config["model"]["init_args"]["net"]
         net.pop("class_path")
         for name in ("container", "batteries", "source", "implant_points"):

@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import cli
-from callbacks import CVLossSchedule
+from eigenscope import cli
+from eigenscope.callbacks import CVLossSchedule
+from eigenscope.lightning_modules import spectral_vae
 from eigenscope.nn import simplex_vae
-from eigenscope.study import read_scoreboard
-from eigenscope.study.run_record import RunRecord
-from lightning_modules import spectral_vae
+from eigenscope.results import read_scoreboard
+from eigenscope.results.run_metadata import RunMetadata
 
 pytestmark = pytest.mark.xdist_group("ddp")  # one pool for all, with --dist loadgroup
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -63,7 +63,7 @@ ARGUMENTS = {
         "--model.init_args.warmup_steps=2",
         # those of the CV are of matrices of a rank's own choice
         "--trainer.callbacks=[{class_path: EpochTable, init_args: {score: {name: val/fvu, mode: min}}}, "
-        "{class_path: Scoreboard, init_args: {score: {name: val/fvu, mode: min}}}, {class_path: LastCheckpoint}]",
+        "{class_path: Scoreboard, init_args: {score: {name: val/fvu, mode: min}}}, {class_path: ResumeCheckpoint}]",
     ],
     "batteries_small": [
         "--data.init_args.image_size=16",
@@ -120,7 +120,7 @@ def checkpoint(folder, name):
 
 
 def epochs(folder, name):
-    return RunRecord.load(folder / "runs" / name / "version_0").result.epochs
+    return RunMetadata.load(folder / "runs" / name / "version_0").result.epochs
 
 
 def _named(name, message):
@@ -189,13 +189,13 @@ def test_two_ranks_agree_on_the_cv_policy(tmp_path, monkeypatch, two_ranks):
     assert 0 < first["ema"] != first["cv"] > 0
     last = epochs(tmp_path, "svae_noise_small")[-1]
     assert last.metrics["cv_M/ema"] == pytest.approx(first["ema"])
-    assert checkpoint(tmp_path, "svae_noise_small")["callbacks"]["CVLossSchedule['M']"]["sectors"]["M"] == first
+    assert checkpoint(tmp_path, "svae_noise_small")["callbacks"]["CVLossSchedule['M']"]["point_sets"]["M"] == first
 
 
 def cv_policy(arguments):
     run = cli.main(["fit", "--config", str(CONFIGS / "svae_noise_small.yaml"), *arguments])
     (schedule,) = (callback for callback in run.trainer.callbacks if isinstance(callback, CVLossSchedule))
-    return schedule.state_dict()["sectors"]["M"]
+    return schedule.state_dict()["point_sets"]["M"]
 
 
 def test_two_ranks_draw_different_dropout(tmp_path, monkeypatch, two_ranks):

@@ -8,16 +8,16 @@ import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping
 
-import cli
-from callbacks import NonFiniteError
-from datamodules import (
+from eigenscope import cli
+from eigenscope.callbacks import NonFiniteError
+from eigenscope.data import RecallTask
+from eigenscope.datamodules import (
     AssociativeRecallDataModule,
     CIFAR100DataModule,
     HeavyTailedNoiseDataModule,
     SyntheticImagesDataModule,
 )
-from eigenscope.data import RecallTask
-from lightning_modules import ImageClassificationModule
+from eigenscope.lightning_modules import ImageClassificationModule
 
 pytestmark = pytest.mark.xdist_group("ddp")  # one pool for all, with --dist loadgroup
 CONFIGS = Path(__file__).parents[1] / "configs"

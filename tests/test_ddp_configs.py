@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-import cli
+from eigenscope import cli
 
 pytestmark = pytest.mark.xdist_group("ddp")  # one pool for all, with --dist loadgroup
 CONFIGS = Path(__file__).parents[1] / "configs"

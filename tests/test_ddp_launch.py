@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import cli
-from eigenscope.study import read_scoreboard
+from eigenscope import cli
+from eigenscope.results import read_scoreboard
 
 ROOT = Path(__file__).parents[1]
 free_port = runpy.run_path(str(Path(__file__).with_name("ddp_pool.py")))["free_port"]
@@ -35,7 +35,7 @@ ARGUMENTS = [
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
 ]
-CLI = [sys.executable, "-W", "ignore", "-m", "cli", "fit", *ARGUMENTS, "--trainer.strategy=ddp"]
+CLI = [sys.executable, "-W", "ignore", "-m", "eigenscope", "fit", *ARGUMENTS, "--trainer.strategy=ddp"]
 
 
 def torchrun(*options):

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from eigenscope.data import ImageDataset, LabelledImages
+from eigenscope.lightning_modules import ImageClassificationModule
 from eigenscope.linalg import gram_svd
-from eigenscope.nn import DeiT, PatchSVAE, SimplexVAE, TapConfig, observe, probes
-from lightning_modules import ImageClassificationModule
+from eigenscope.nn import DeiT, PatchSVAE, SimplexVAE, TapConfig, hook_points, observe
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -70,7 +70,7 @@ def test_a_callback_reaches_a_tensor(tmp_path):
         net(images.float() / 255)
     expected = torch.linalg.svdvals(seen["taps.projected"])[..., 0].mean()
     torch.testing.assert_close(trainer.callback_metrics["val/top_singular_value"], expected)
-    assert all(probe.watchers == () for probe in probes(net).values())
+    assert all(probe.watchers == () for probe in hook_points(net).values())
 
 
 def test_the_autoencoder_without_lightning():

@@ -16,12 +16,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import cli
+from eigenscope import cli
 from eigenscope.checkpoints import read_checkpoint
 from eigenscope.data import ImageDataset
-from eigenscope.study import StoppedRun
-from eigenscope.study.run_record import RunRecord
-from lightning_modules import ImageClassificationModule
+from eigenscope.lightning_modules import ImageClassificationModule
+from eigenscope.results import StoppedRun
+from eigenscope.results.run_metadata import RunMetadata
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NET = "--model.init_args.net.init_args"
@@ -67,7 +67,7 @@ def goes_on(args, step):
     run = cli.main([*args, "--ckpt_path", str(LAST)])
     assert run.trainer.global_step > step
     assert run.trainer.log_dir == str(LAST.parents[1])
-    assert RunRecord.load(LAST.parents[1]).outcome == "finished"
+    assert RunMetadata.load(LAST.parents[1]).outcome == "finished"
 
 
 @contextlib.contextmanager
@@ -104,7 +104,7 @@ def test_a_checkpoint_that_is_too_large_leaves_the_one_before(monkeypatch):
     assert re.fullmatch(rf"{LAST} could not be written: .*; {WHOLE}", sentence)
     assert LAST.read_bytes() == before
     assert sorted(path.name for path in LAST.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
-    record = RunRecord.load(LAST.parents[1])
+    record = RunMetadata.load(LAST.parents[1])
     assert record.outcome == "failed"
     goes_on(arguments(epochs=3), 4)
 
@@ -232,7 +232,7 @@ def test_a_signal_leaves_a_checkpoint(name, environment, monkeypatch, capfd):
     step = read_checkpoint(LAST)["global_step"]
     said = capfd.readouterr().err.splitlines()[-1]
     assert said == f"{name} ended the run after step {step}; to go on: --ckpt_path {LAST}"
-    assert RunRecord.load(LAST.parents[1]).outcome == "interrupted"
+    assert RunMetadata.load(LAST.parents[1]).outcome == "interrupted"
     goes_on(arguments(epochs=step // 4 + 1, data=WORKER), step)
 
 
@@ -341,7 +341,7 @@ def test_a_number_that_is_not_finite_stops(spoiled_at, monkeypatch):
     sentence = said(monkeypatch, arguments(*DROPOUT, epochs=2))
     last_good = LAST.with_name("last_good.ckpt")
     assert sentence == f"step 6: {FOUND}; the state before it is in {last_good}"
-    assert RunRecord.load(LAST.parents[1]).stopped == StoppedRun(6, FOUND)
+    assert RunMetadata.load(LAST.parents[1]).stopped == StoppedRun(6, FOUND)
     assert read_checkpoint(last_good)["global_step"] == 6
     spoiled_at.clear()
     resumed = cli.main(arguments(*DROPOUT, "--ckpt_path", str(last_good), epochs=2))
@@ -358,7 +358,7 @@ def test_steps_that_are_not_finite_are_skipped_up_to_a_limit(spoiled_at, monkeyp
     run = cli.main(arguments(*skip, epochs=2))
     lines = [line for line in capsys.readouterr().out.splitlines() if "is skipped" in line]
     assert lines == [f"step {5 + n} is skipped, {n + 1} of at most 2: {FOUND}" for n in range(2)]
-    epochs = RunRecord.load(LAST.parents[1]).result.epochs
+    epochs = RunMetadata.load(LAST.parents[1]).result.epochs
     assert [row.metrics["skipped_steps"] for row in epochs] == [0, 2]
     assert all(math.isfinite(row.metrics[name]) for row in epochs for name in ("train/loss", "train/acc", "val/loss"))
     events = EventAccumulator(run.trainer.log_dir).Reload().Scalars("skipped_steps")

@@ -17,7 +17,7 @@ from playwright.sync_api import sync_playwright
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-import cli
+from eigenscope import cli
 from eigenscope.nn import BatteryArray, BatteryEntry, save_batteries
 
 ROOT = Path(__file__).parents[1]

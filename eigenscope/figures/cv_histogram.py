@@ -30,7 +30,7 @@ def cv_histogram(
     Args:
         cvs: (N,), a CV a matrix, see :func:`eigenscope.geometry.volume_cv`.
         target: that training aims at.
-        random: that of independent uniform unit points, :func:`eigenscope.geometry.expected_cv`.
+        random: that of independent uniform unit points, :func:`eigenscope.geometry.volume_cv`.
         untrained: mean of the network before training.
         title: of the figure.
 

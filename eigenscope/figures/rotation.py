@@ -21,10 +21,10 @@ _FEW = 60  # points, which are marked
 def angle_figure(
     sides: Mapping[str, Mapping[str, Tensor]], k: int, spikes: Sequence[int] = (), title: str = "Eigenbasis rotation"
 ) -> Figure:
-    """Angles to each frame against steps, a panel a side, on a log scale from 0.001° (what is below lies on it) to 90°.
+    """Angles to each reference against steps, a panel a side, on a log scale from 0.001° (or less) to 90°.
 
     Args:
-        sides: side to frame to (N, 3): step, top-1 and top-k angle in degrees, steps ascending. A row with a NaN
+        sides: side to reference to (N, 3): step, top-1 and top-k angle in degrees, steps ascending. A row with a NaN
             breaks the curve.
         k: of the top-k angle.
         spikes: steps with a spike of the gradient, marked if the curves reach them.
@@ -34,16 +34,16 @@ def angle_figure(
         ValueError: there is no side, or a curve is not (N, 3).
     """
     figure, panels = _panels(sides, title)
-    frames = list(dict.fromkeys(frame for curves in sides.values() for frame in curves))
+    references = list(dict.fromkeys(reference for curves in sides.values() for reference in curves))
     for axes, (side, curves) in zip(panels, sides.items(), strict=True):
-        for frame, curve in curves.items():
-            steps, *angles = _columns(f"sides[{side!r}][{frame!r}]", curve, 3).T
-            colour = _COLOURS[frames.index(frame) % len(_COLOURS)]
+        for reference, curve in curves.items():
+            steps, *angles = _columns(f"sides[{side!r}][{reference!r}]", curve, 3).T
+            colour = _COLOURS[references.index(reference) % len(_COLOURS)]
             for values, line, name in zip(angles, ("--", "-"), ("top-1", f"top-{k}"), strict=True):
                 axes.plot(
                     steps,
                     np.maximum(values, _FLOOR_DEG),
-                    label=f"{frame}, {name}",
+                    label=f"{reference}, {name}",
                     color=colour,
                     linestyle=line,
                     marker="." if len(steps) <= _FEW else None,
@@ -57,7 +57,7 @@ def angle_figure(
         axes.minorticks_off()
         axes.grid(axis="y", linewidth=0.4, alpha=0.5)
         axes.set(title=side)
-    panels[0].set_ylabel("angle to the frame")
+    panels[0].set_ylabel("angle to the reference")
     _legend(figure, panels)
     return figure
 
@@ -102,7 +102,7 @@ def eigenvalue_figure(
 
 
 def overlap_figure(
-    sides: Mapping[str, Tensor], sizes: Mapping[str, int], frame: str, title: str = "Overlap of eigenbases"
+    sides: Mapping[str, Tensor], sizes: Mapping[str, int], reference: str, title: str = "Overlap of eigenbases"
 ) -> Figure:
     """Heat maps of |QᵀQ_ref|, a panel a side: a diagonal where nothing turned, grey all over where everything did.
 
@@ -111,7 +111,7 @@ def overlap_figure(
     Args:
         sides: side to (m, m) overlaps in [0, 1], see :func:`eigenscope.optim.rotation.block_overlap`.
         sizes: side to the number of eigenvectors, m or more.
-        frame: what the reference is called.
+        reference: what the reference is called.
         title: of the figure.
 
     Raises:
@@ -135,7 +135,7 @@ def overlap_figure(
             extent=(0.5, n + 0.5, n + 0.5, 0.5),
         )
         blocks = "" if len(overlap) == n else f", in blocks of {-(-n // len(overlap))}"
-        axes.set(title=f"{side}: {n} eigenvectors{blocks}", xlabel=f"rank in {frame}")
+        axes.set(title=f"{side}: {n} eigenvectors{blocks}", xlabel=f"rank in {reference}")
     panels[0].set_ylabel("rank now")
     if image is not None:
         figure.colorbar(image, ax=panels, label="overlap", shrink=0.85, ticks=(0, 0.01, 0.1, 0.25, 0.5, 1))

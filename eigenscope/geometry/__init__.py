@@ -1,18 +1,16 @@
 """Volumes of simplices among the rows of a matrix, their CV, its closed form and discipline, and effective rank."""
 
-from eigenscope.geometry.discipline import Phase, SectorPolicy, SoftHand, proximity
-from eigenscope.geometry.effective_rank import effective_rank
-from eigenscope.geometry.expected_cv import expected_cv
-from eigenscope.geometry.matrices import random_unit_points, spread_matrices
+from eigenscope.geometry.cv_policy import CVPolicy, Phase, SoftHand, proximity
 from eigenscope.geometry.metrics import EffectiveRank, VolumeCV
+from eigenscope.geometry.points import effective_rank, random_unit_points, spread_matrices
 from eigenscope.geometry.simplex_volumes import cayley_menger_volumes, simplex_volumes
-from eigenscope.geometry.volume_cv import CVEstimate, cv_loss, has_cv, volume_cv
+from eigenscope.geometry.volume_cv import CVEstimate, cv_loss, expected_cv, has_cv, volume_cv
 
 __all__ = [
     "CVEstimate",
+    "CVPolicy",
     "EffectiveRank",
     "Phase",
-    "SectorPolicy",
     "SoftHand",
     "VolumeCV",
     "cayley_menger_volumes",

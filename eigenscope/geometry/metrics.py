@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from eigenscope.geometry.effective_rank import effective_rank
+from eigenscope.geometry.points import effective_rank
 from eigenscope.geometry.volume_cv import CVEstimate, volume_cv
 from eigenscope.noise import stream_key
 
 
 class VolumeCV(Metric):
-    """Mean CV of pentachoron volumes over all matrices of all updates and ranks.
+    """Mean CV of 4-simplex volumes over all matrices of all updates and ranks.
 
     The standard error of the mean is put together from the matrices' own, √(sum of squares) / count: it is the error
     made by drawing simplices, for the matrices seen. It is not the spread between matrices, which would say how well
@@ -24,7 +24,7 @@ class VolumeCV(Metric):
     every rank would not average out for a matrix that all ranks share.
 
     Args:
-        num_simplices: pentachora per matrix and update, at least 2.
+        num_simplices: 4-simplices per matrix and update, at least 2.
         seed: of the draws.
 
     Raises:
@@ -71,7 +71,7 @@ class VolumeCV(Metric):
 
 
 class EffectiveRank(Metric):
-    """Mean effective rank over all spectra of all updates and ranks; see :func:`eigenscope.geometry.effective_rank`."""
+    """Mean effective rank over all spectra of all updates and ranks; see :func:`eigenscope.geometry.points`."""
 
     full_state_update = False
     total: Tensor

@@ -90,7 +90,7 @@ def _check(vertices: Tensor) -> None:
         )
     points, dim = vertices.shape[-2:]
     if points > dim + 1:
-        name = "pentachoron" if points == 5 else f"{points - 1}-simplex"
+        name = "4-simplex" if points == 5 else f"{points - 1}-simplex"
         raise ValueError(
             f"vertices must be at most D + 1 points, got {points} in D = {dim}: a {name} has no volume in fewer than "
             f"{points - 1} dimensions"

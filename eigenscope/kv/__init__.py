@@ -3,15 +3,23 @@
 from typing import TYPE_CHECKING, Any
 
 from eigenscope.kv.attention import compressed_attention
-from eigenscope.kv.bit_allocation import allocate_bits
 from eigenscope.kv.cache_report import CacheReport
-from eigenscope.kv.codec import Code, Codec, Exact, Factors, Fitted
-from eigenscope.kv.kv_codec import FittedKV, KVCodec
+from eigenscope.kv.codec import (
+    Code,
+    Codec,
+    Exact,
+    Factors,
+    Fitted,
+    FittedKV,
+    KVCodec,
+    bits_per_element,
+    nbytes,
+    stored_tensors,
+)
 from eigenscope.kv.low_rank_int8 import LowRankInt8
 from eigenscope.kv.measures import AttentionChange, attention_change, relative_error
-from eigenscope.kv.rate_distortion import rate_distortion_bound
+from eigenscope.kv.rate_distortion import allocate_bits, rate_distortion_bound
 from eigenscope.kv.score_aware_codec import ScoreAwareCodec
-from eigenscope.kv.storage import bits_per_element, bytes_held, held_tensors
 from eigenscope.kv.transform_codec import TransformCodec
 from eigenscope.kv.uniform_int import UniformInt
 
@@ -37,11 +45,11 @@ __all__ = [
     "allocate_bits",
     "attention_change",
     "bits_per_element",
-    "bytes_held",
     "compressed_attention",
-    "held_tensors",
+    "nbytes",
     "rate_distortion_bound",
     "relative_error",
+    "stored_tensors",
 ]
 
 

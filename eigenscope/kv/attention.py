@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from eigenscope.kv.codec import Factors, as_stored, computed_in
+from eigenscope.kv.codec import Factors, computed_in, no_grad_no_autocast
 
 
-@as_stored
+@no_grad_no_autocast
 def compressed_attention(
     queries: Tensor,
     keys: Factors | Sequence[Factors],

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eigenscope.nn.causal_transformer import CausalAttention, rotate
-from eigenscope.nn.probe import Probe, watch
+from eigenscope.nn.hook_point import HookPoint, watch
 
 Role = Literal["queries", "keys", "values"]
 ROLES: tuple[Role, ...] = ("queries", "keys", "values")
@@ -22,7 +22,7 @@ Watcher = Callable[[str, Role, Tensor], Tensor]
 
 
 @dataclass
-class Surroundings:
+class AttentionContext:
     """What a layer's attention does with its queries, keys and values; complete after a forward pass.
 
     Attributes:
@@ -47,15 +47,16 @@ class AttentionLayer(Protocol):
 
     name: str
 
-    def watched(self, watcher: Watcher) -> AbstractContextManager[Surroundings]:
+    def watched(self, watcher: Watcher) -> AbstractContextManager[AttentionContext]:
         """Attaches the watcher while the block runs, and leaves no trace."""
 
 
 def attention_layers(module: nn.Module, *patterns: str) -> list[AttentionLayer]:
     """The attention layers of a network, in the order of the module tree.
 
-    Known are modules with probes ``queries``, ``keys`` and ``values``, such as those of :class:`eigenscope.nn.DeiT`;
-    :class:`torch.nn.MultiheadAttention`; and modules with ``q_proj``, ``k_proj`` and ``v_proj``, as in transformers.
+    Known are modules with hook points ``queries``, ``keys`` and ``values``, such as those of
+    :class:`eigenscope.nn.DeiT`; :class:`torch.nn.MultiheadAttention`; and modules with ``q_proj``, ``k_proj`` and
+    ``v_proj``, as in transformers.
 
     Args:
         module: any module.
@@ -66,7 +67,7 @@ def attention_layers(module: nn.Module, *patterns: str) -> list[AttentionLayer]:
     """
     found: list[AttentionLayer] = []
     for name, child in module.named_modules():
-        if all(isinstance(getattr(child, role, None), Probe) for role in ROLES):
+        if all(isinstance(getattr(child, role, None), HookPoint) for role in ROLES):
             found.append(_Probed(name, child))
         elif isinstance(child, nn.MultiheadAttention):
             found.append(_Multihead(name, child))
@@ -74,7 +75,7 @@ def attention_layers(module: nn.Module, *patterns: str) -> list[AttentionLayer]:
             found.append(_Projected(name, child))
     if not found:
         raise ValueError(
-            f"{type(module).__name__} has no attention layer with probes queries, keys and values, no "
+            f"{type(module).__name__} has no attention layer with hook_points queries, keys and values, no "
             f"nn.MultiheadAttention, and none with q_proj, k_proj and v_proj"
         )
     for pattern in patterns:
@@ -86,21 +87,21 @@ def attention_layers(module: nn.Module, *patterns: str) -> list[AttentionLayer]:
 
 @dataclass
 class _Probed:
-    """Attention of this project, with probes."""
+    """Attention of this project, with hook points."""
 
     name: str
     module: nn.Module
 
     @contextmanager
-    def watched(self, watcher: Watcher) -> Iterator[Surroundings]:
-        around = Surroundings()
+    def watched(self, watcher: Watcher) -> Iterator[AttentionContext]:
+        context = AttentionContext()
         if isinstance(self.module, CausalAttention):
             base = self.module.rope_base
-            around = Surroundings(
+            context = AttentionContext(
                 causal=True, turn=lambda x: rotate(x, torch.arange(x.shape[-2], device=x.device), base)
             )
         with watch(self.module, *ROLES, watcher=lambda role, x: watcher(self.name, cast(Role, role), x)):
-            yield around
+            yield context
 
 
 @dataclass
@@ -111,28 +112,28 @@ class _Multihead:
     module: nn.MultiheadAttention
 
     @contextmanager
-    def watched(self, watcher: Watcher) -> Iterator[Surroundings]:
-        around = Surroundings()
+    def watched(self, watcher: Watcher) -> Iterator[AttentionContext]:
+        context = AttentionContext()
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)  # it calls no hooks
-        handle = self.module.register_forward_hook(partial(self._attend, watcher, around), with_kwargs=True)
+        handle = self.module.register_forward_hook(partial(self._attend, watcher, context), with_kwargs=True)
         try:
-            yield around
+            yield context
         finally:
             handle.remove()
             torch.backends.mha.set_fastpath_enabled(fast)
 
     def _attend(
-        self, watcher: Watcher, around: Surroundings, module: nn.Module, args: Any, kwargs: Any, output: Any
+        self, watcher: Watcher, context: AttentionContext, module: nn.Module, args: Any, kwargs: Any, output: Any
     ) -> Any:
         given = inspect.signature(nn.MultiheadAttention.forward).bind(module, *args, **kwargs)
         given.apply_defaults()
         layer, inputs = self.module, [given.arguments[name] for name in ("query", "key", "value")]
         if layer.bias_k is not None or layer.add_zero_attn:
-            around.unreadable = "it adds tokens of its own (add_bias_kv, add_zero_attn)"
+            context.unreadable = "it adds tokens of its own (add_bias_kv, add_zero_attn)"
         elif inputs[0].is_nested or inputs[0].ndim != 3:
-            around.unreadable = "its input is not (B, T, width)"
-        if around.unreadable is not None:
+            context.unreadable = "its input is not (B, T, width)"
+        if context.unreadable is not None:
             return None
         weights = (
             layer.in_proj_weight.chunk(3)
@@ -145,7 +146,7 @@ class _Multihead:
             projected = F.linear(x if layer.batch_first else x.transpose(0, 1), weight, bias)
             own.append(_in_heads(projected, projected.shape[-1] // layer.num_heads))
         mask = _additive_mask(given.arguments["attn_mask"], given.arguments["key_padding_mask"], own[0])
-        around.mask = mask
+        context.mask = mask
         new = [watcher(self.name, role, x) for role, x in zip(ROLES, own, strict=True)]
         if all(x is y for x, y in zip(own, new, strict=True)):
             return None  # the layer's own output stays, to the bit
@@ -168,12 +169,12 @@ class _Projected:
     module: nn.Module
 
     @contextmanager
-    def watched(self, watcher: Watcher) -> Iterator[Surroundings]:
-        around = Surroundings(scale=getattr(self.module, "scaling", None))
+    def watched(self, watcher: Watcher) -> Iterator[AttentionContext]:
+        context = AttentionContext(scale=getattr(self.module, "scaling", None))
         d = _head_width(self.module)
         if d is None:
-            around.unreadable = "it has neither head_dim nor a number of heads"
-            yield around
+            context.unreadable = "it has neither head_dim nor a number of heads"
+            yield context
             return
 
         def hook(role: Role, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
@@ -185,13 +186,13 @@ class _Projected:
             mask, positions = kwargs.get("attention_mask"), kwargs.get("position_embeddings")
             if mask is not None and mask.is_floating_point():  # the least number stands for −inf
                 mask = mask.masked_fill(mask <= torch.finfo(mask.dtype).min, -torch.inf)
-            around.mask = mask
-            around.causal = mask is None and bool(getattr(module, "is_causal", False))
+            context.mask = mask
+            context.causal = mask is None and bool(getattr(module, "is_causal", False))
             if positions is not None:
-                around.turn = partial(_turned, *positions)
+                context.turn = partial(_turned, *positions)
 
         def see(module: nn.Module, args: Any) -> None:
-            around.mixed = args[0].detach()
+            context.mixed = args[0].detach()
 
         with ExitStack() as stack:
             for role in ROLES:
@@ -203,7 +204,7 @@ class _Projected:
             )
             if out is not None:
                 stack.callback(cast(nn.Module, getattr(self.module, out)).register_forward_pre_hook(see).remove)
-            yield around
+            yield context
 
 
 def _in_heads(x: Tensor, head_width: int) -> Tensor:

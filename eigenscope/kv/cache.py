@@ -6,13 +6,11 @@ from torch import LongTensor, Tensor
 
 from eigenscope.kv.cache_layer import SpectralLayer
 from eigenscope.kv.cache_report import CacheReport
-from eigenscope.kv.codec import Codec
+from eigenscope.kv.codec import Codec, FittedKV, KVCodec, nbytes
 from eigenscope.kv.hugging_face import Cache, PreTrainedConfig, get_layer_types_and_kwargs
-from eigenscope.kv.kv_codec import FittedKV, KVCodec
-from eigenscope.kv.rotary_frame import RotaryFrame
 from eigenscope.kv.score_aware_codec import ScoreAwareCodec
-from eigenscope.kv.storage import bytes_held
 from eigenscope.kv.transform_codec import TransformCodec
+from eigenscope.kv.unrotated_keys import UnrotatedKeys
 
 DEFAULT_CODEC = KVCodec(
     keys=TransformCodec(bits_per_element=3.0, tokens=4096), values=TransformCodec(bits_per_element=2.0, tokens=4096)
@@ -82,7 +80,7 @@ class SpectralCache(Cache):
             raise ValueError(
                 "a ScoreAwareCodec is fitted with queries or attention weights, which a cache does not see: give fitted"
             )
-        self.frame = RotaryFrame(config)
+        self.frame = UnrotatedKeys(config)
         sizes = {"sinks": sinks, "window": window, "block": block}
         states = [None] * len(types) if fitted is None else list(fitted)
         super().__init__(layers=[SpectralLayer(i, pair, self.frame, **sizes, fitted=s) for i, s in enumerate(states)])
@@ -136,11 +134,11 @@ class SpectralCache(Cache):
             sequences=sequences,
             dtype=layers[0].keys.dtype if layers else None,
             baseline=token * tokens * sequences,
-            sinks=bytes_held([layer.first for layer in layers]),
-            codes=bytes_held([layer.codes for layer in layers]),
-            basis=bytes_held([layer.fitted for layer in layers]),
-            tail=bytes_held(tails),
-            positions=self.frame.bytes_held(),
+            sinks=nbytes([layer.first for layer in layers]),
+            codes=nbytes([layer.codes for layer in layers]),
+            basis=nbytes([layer.fitted for layer in layers]),
+            tail=nbytes(tails),
+            positions=self.frame.nbytes(),
         )
 
     def reset(self) -> None:

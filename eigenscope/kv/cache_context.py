@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from eigenscope.kv.cache import DEFAULT_CODEC, SpectralCache
 from eigenscope.kv.cache_report import CacheReport
-from eigenscope.kv.codec import Codec
+from eigenscope.kv.codec import Codec, FittedKV, KVCodec
 from eigenscope.kv.hugging_face import Cache, DynamicCache, PreTrainedModel
-from eigenscope.kv.kv_codec import FittedKV, KVCodec
 
 
 class SpectralRun:

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eigenscope.kv.codec import Code, Fitted
+from eigenscope.kv.codec import Code, Fitted, FittedKV, KVCodec
 from eigenscope.kv.hugging_face import CacheLayerMixin
-from eigenscope.kv.kv_codec import FittedKV, KVCodec
-from eigenscope.kv.rotary_frame import RotaryFrame
+from eigenscope.kv.unrotated_keys import UnrotatedKeys
 
 
 class SpectralLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -47,7 +46,7 @@ class SpectralLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self,
         index: int,
         codec: KVCodec,
-        frame: RotaryFrame,
+        frame: UnrotatedKeys,
         *,
         sinks: int,
         window: int,

@@ -7,7 +7,7 @@ import torch
 
 @dataclass(frozen=True)
 class CacheReport:
-    """Bytes held, each storage counted once and whole, so that they are what would be freed with the cache.
+    """Bytes stored, each storage counted once and whole, so that they are what would be freed with the cache.
 
     Attributes:
         tokens: slots of each sequence, padding included.
@@ -32,19 +32,19 @@ class CacheReport:
     positions: int
 
     @property
-    def held(self) -> int:
+    def stored(self) -> int:
         """Bytes of all tiers."""
         return sum(self.tiers().values())
 
     @property
-    def times_smaller(self) -> float:
-        """Bytes of the baseline over bytes held; 1 for an empty cache."""
-        return self.baseline / self.held if self.baseline else 1.0
+    def compression_ratio(self) -> float:
+        """Bytes of the baseline over bytes stored; 1 for an empty cache."""
+        return self.baseline / self.stored if self.baseline else 1.0
 
     @property
-    def removed(self) -> float:
+    def fraction_saved(self) -> float:
         """Fraction of the bytes of the baseline that is not held; negative if more are held."""
-        return 1 - self.held / self.baseline if self.baseline else 0.0
+        return 1 - self.stored / self.baseline if self.baseline else 0.0
 
     def tiers(self) -> dict[str, int]:
         """Bytes by tier, from the first tokens to the last."""
@@ -52,12 +52,12 @@ class CacheReport:
         return {name: getattr(self, name) for name in names[names.index("sinks") :]}
 
     def __str__(self) -> str:
-        rows = [*self.tiers().items(), ("held", self.held), (f"in {self._dtype()}", self.baseline)]
+        rows = [*self.tiers().items(), ("held", self.stored), (f"in {self._dtype()}", self.baseline)]
         width = max(len(name) for name, _ in rows)
         digits = max(len(f"{count:,}") for _, count in rows)
         lines = [f"{name:<{width}}  {count:>{digits},} bytes" for name, count in rows]
         head = f"{self.sequences} × {self.tokens} tokens"
-        tail = f"{self.times_smaller:.2f}× smaller, {100 * self.removed:.1f} % removed"
+        tail = f"{self.compression_ratio:.2f}× smaller, {100 * self.fraction_saved:.1f} % removed"
         return "\n".join([head, *lines, tail])
 
     def _dtype(self) -> str:

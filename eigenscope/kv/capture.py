@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eigenscope.kv.attention_layers import ROLES, AttentionLayer, Role, Surroundings, Watcher
+from eigenscope.kv.attention_layers import ROLES, AttentionContext, AttentionLayer, Role, Watcher
 
 
 class Captured(NamedTuple):
@@ -18,19 +18,19 @@ class Captured(NamedTuple):
         queries: (B, query heads, n, d), before rotation as the others.
         keys: (B, heads, T, d).
         values: (B, heads, T, d).
-        around: what attention does with them.
+        context: what attention does with them.
         explained: False if the layer was seen to give something else than attention of these would.
     """
 
     queries: Tensor
     keys: Tensor
     values: Tensor
-    around: Surroundings
+    context: AttentionContext
     explained: bool
 
 
 @contextmanager
-def watch_attention(layers: Sequence[AttentionLayer], watcher: Watcher) -> Iterator[dict[str, Surroundings]]:
+def watch_attention(layers: Sequence[AttentionLayer], watcher: Watcher) -> Iterator[dict[str, AttentionContext]]:
     """Attaches a watcher to all layers while the block runs; yields their surroundings by name."""
     with ExitStack() as stack:
         yield {layer.name: stack.enter_context(layer.watched(watcher)) for layer in layers}
@@ -77,21 +77,21 @@ def capture[T](layers: Sequence[AttentionLayer], run: Callable[[], T]) -> tuple[
         result = run()
     captured, unreadable = {}, {}
     for name, tensors in seen.items():
-        around = surroundings[name]
+        context = surroundings[name]
         if len(tensors) < len(ROLES):
-            unreadable[name] = around.unreadable or "the forward pass did not go through it"
+            unreadable[name] = context.unreadable or "the forward pass did not go through it"
         elif name in twice:
             unreadable[name] = "the forward pass went through it more than once"
         elif not all(x.isfinite().all() for x in tensors.values()):
             unreadable[name] = "its queries, keys or values are not finite"
         else:
             Q, K, V = (tensors[role] for role in ROLES)
-            captured[name] = Captured(Q, K, V, around, _explains(Q, K, V, around))
+            captured[name] = Captured(Q, K, V, context, _explains(Q, K, V, context))
     return result, captured, unreadable
 
 
 @contextmanager
-def undisturbed(device: torch.device) -> Iterator[None]:
+def eager_inference(device: torch.device) -> Iterator[None]:
     """For forward passes beside a run: without gradient and compilation, the random state stays as it was.
 
     A compiled network may ignore hooks, and would be compiled anew for every watcher.
@@ -104,19 +104,19 @@ def undisturbed(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _explains(Q: Tensor, K: Tensor, V: Tensor, around: Surroundings) -> bool:
+def _explains(Q: Tensor, K: Tensor, V: Tensor, context: AttentionContext) -> bool:
     """Whether attention as understood gives what the layer's did, within the rounding of half precision."""
-    if around.mixed is None:
+    if context.mixed is None:
         return True
     try:
-        Q, K = around.turn(Q.float()), around.turn(K.float())
-        mask = around.mask if around.mask is None or around.mask.dtype == torch.bool else around.mask.float()
+        Q, K = context.turn(Q.float()), context.turn(K.float())
+        mask = context.mask if context.mask is None or context.mask.dtype == torch.bool else context.mask.float()
         mixed = F.scaled_dot_product_attention(
-            Q, K, V.float(), attn_mask=mask, is_causal=around.causal, scale=around.scale, enable_gqa=True
+            Q, K, V.float(), attn_mask=mask, is_causal=context.causal, scale=context.scale, enable_gqa=True
         )
     except RuntimeError:  # shapes that do not go together: a rotation of a part of the channels, a mask of a kernel
         return False
-    mixed, given = mixed.transpose(1, 2), around.mixed.float().reshape(*around.mixed.shape[:2], Q.shape[1], -1)
+    mixed, given = mixed.transpose(1, 2), context.mixed.float().reshape(*context.mixed.shape[:2], Q.shape[1], -1)
     if mask is not None:  # what is made of queries that may look nowhere, as of padding, differs and matters to nobody
         looking = (mask if mask.dtype == torch.bool else mask > -torch.inf).any(-1).expand(*Q.shape[:3]).mT[..., None]
         mixed, given = torch.where(looking, mixed, 0), torch.where(looking, given, 0)

@@ -1,20 +1,18 @@
-"""What every codec for keys and values offers, and the one that keeps them as they are."""
+"""Codecs of keys and values: what they learn, what they store, and the bytes of it."""
 
 import contextlib
 import dataclasses
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from eigenscope.kv.storage import bytes_held
 
-
-def as_stored[**P, R](function: Callable[P, R]) -> Callable[P, R]:
+def no_grad_no_autocast[**P, R](function: Callable[P, R]) -> Callable[P, R]:
     """Runs a function of tensors or codes in the dtypes that it asks for, outside autocast, and without gradients."""
 
     @functools.wraps(function)
@@ -32,14 +30,14 @@ def _devices(values: Iterable[object]) -> Iterator[torch.device]:
     for value in values:
         if isinstance(value, Tensor):
             yield value.device
-        elif isinstance(value, _Held):
+        elif isinstance(value, _Stored):
             yield from _devices(vars(value).values())
         elif isinstance(value, list | tuple):
             yield from _devices(value)
 
 
 @dataclass(frozen=True, eq=False)
-class _Held:
+class _Stored:
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The same with every tensor replaced by ``function`` of it, as for another device, or for rows of a batch."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -48,7 +46,7 @@ class _Held:
 
 
 @dataclass(frozen=True, eq=False)
-class Fitted(_Held):
+class Fitted(_Stored):
     """What a codec learned from calibration data; a codec that learns nothing only remembers their shape.
 
     Attributes:
@@ -61,7 +59,7 @@ class Fitted(_Held):
 
 
 @dataclass(frozen=True, eq=False)
-class Code(_Held):
+class Code(_Stored):
     """A compressed block. Every tensor has the batch dimensions first, is contiguous and owns its storage.
 
     Attributes:
@@ -86,7 +84,7 @@ class Factors(NamedTuple):
     B: Tensor | None = None
     mean: Tensor | None = None
 
-    @as_stored
+    @no_grad_no_autocast
     def multiplied(self) -> Tensor:
         """X̂ (*batch, *groups, T, d)."""
         X = self.C if self.B is None else self.C @ self.B
@@ -131,16 +129,16 @@ class Codec(ABC):
     def factors(self, code: Code, fitted: Fitted) -> Factors:
         """The decoded block as a product, for attention that does not multiply it out."""
 
-    @as_stored
+    @no_grad_no_autocast
     def decode(self, code: Code, fitted: Fitted) -> Tensor:
         """X̂ (*batch, *groups, T, d), in the dtype of what was encoded."""
         largest = torch.finfo(code.dtype).max  # an entry near float16's 65504 may be decoded to more
         return self.factors(code, fitted).multiplied().clamp(-largest, largest).to(code.dtype)
 
     def bytes_by_group(self, code: Code, fitted: Fitted) -> Tensor:
-        """Bytes held for each group, (*groups) float64, code and state, summing to :func:`bytes_held` of the two."""
+        """Bytes stored for each group, (*groups) float64, code and state, summing to :func:`nbytes` of the two."""
         count = max(1, torch.Size(fitted.groups).numel())
-        return torch.full(fitted.groups, bytes_held(code, fitted) / count, dtype=torch.float64)
+        return torch.full(fitted.groups, nbytes(code, fitted) / count, dtype=torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,3 +199,99 @@ def check_fits(X: Tensor, fitted: Fitted) -> None:
             f"was fitted for, got shape {tuple(X.shape)}"
         )
     check_tokens(X, len(fitted.groups))
+
+
+_NO_TENSORS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+
+
+def stored_tensors(*trees: object) -> dict[str, Tensor]:
+    """Every tensor in codes, states and containers of them, under the path that leads to it, such as ``0.planes``.
+
+    Looks into dataclasses, mappings, lists, tuples and sets. Numbers, strings, dtypes, devices and None hold none.
+
+    Raises:
+        TypeError: it meets anything else, such as a whole cache, since tensors in it would be missed.
+    """
+    return dict(_walk(trees, ""))
+
+
+def nbytes(*trees: object) -> int:
+    """Bytes of memory that the tensors in codes, states and containers of them keep alive.
+
+    The number of elements times the element size of each storage, once however often it is met. A view counts the
+    whole storage that it keeps alive, since no less can be freed.
+
+    Raises:
+        TypeError: as :func:`stored_tensors`.
+    """
+    storages = {}
+    for tensor in stored_tensors(*trees).values():
+        storage = tensor.untyped_storage()
+        storages[tensor.device, storage.data_ptr() or id(storage)] = storage.nbytes()
+    return sum(storages.values())
+
+
+def bits_per_element(elements: int, *trees: object) -> float:
+    """Bits stored for each of ``elements`` numbers represented; count a state once, however many codes it serves.
+
+    Raises:
+        ValueError: ``elements`` < 1.
+    """
+    if elements < 1:
+        raise ValueError(f"elements must be at least 1, got {elements}")
+    return 8 * nbytes(*trees) / elements
+
+
+def _walk(tree: object, path: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(tree, Tensor):
+        yield path, tree
+        return
+    children: dict[str, object] = {}
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        children = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
+    elif isinstance(tree, Mapping):
+        children = {str(name): child for name, child in tree.items()}
+    elif isinstance(tree, list | tuple | set | frozenset):
+        children = {str(index): child for index, child in enumerate(tree)}
+    elif not isinstance(tree, _NO_TENSORS):
+        raise TypeError(
+            f"trees must be tensors, dataclasses, mappings, lists, tuples or sets of them, got {type(tree).__name__}"
+            f"{f' at {path}' if path else ''}"
+        )
+    for name, child in children.items():
+        yield from _walk(child, f"{path}.{name}" if path else name)
+
+
+@dataclass(frozen=True)
+class KVCodec:
+    """What compresses keys, and what compresses values.
+
+    Errors of keys move the weights of attention and cost more than errors of values: give keys more bits.
+
+    Args:
+        keys: of the keys, before rotation where the model rotates them.
+        values: of the values.
+
+    Raises:
+        ValueError: one of them is not a :class:`Codec`.
+    """
+
+    keys: Codec
+    values: Codec
+
+    def __post_init__(self) -> None:
+        for name in ("keys", "values"):
+            if not isinstance(getattr(self, name), Codec):
+                raise ValueError(f"{name} must be a Codec, got {type(getattr(self, name)).__name__}")
+
+    @classmethod
+    def of(cls, codec: "Codec | KVCodec") -> Self:
+        """The pair itself, or one codec for both."""
+        return cls(codec.keys, codec.values) if isinstance(codec, KVCodec) else cls(codec, codec)
+
+
+class FittedKV(NamedTuple):
+    """What the codecs of keys and of values of one layer have learned."""
+
+    keys: Fitted
+    values: Fitted

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eigenscope.kv.codec import Code, Codec, Factors, Fitted, as_stored, check_fits, check_whole, computed_in
+from eigenscope.kv.codec import Code, Codec, Factors, Fitted, check_fits, check_whole, computed_in, no_grad_no_autocast
 from eigenscope.linalg.randomized_svd import randomized_svd
 
 
@@ -48,7 +48,7 @@ class LowRankInt8(Codec):
         if self.rank < 1:
             raise ValueError(f"rank must be at least 1, got {self.rank}")
 
-    @as_stored
+    @no_grad_no_autocast
     def encode(self, X: Tensor, fitted: Fitted) -> LowRankCode:
         """The code of X (*batch, *groups, T, d).
 
@@ -71,7 +71,7 @@ class LowRankInt8(Codec):
         codes = (C / steps).round().clamp(-127, 127).to(torch.int8)
         return LowRankCode(X.shape[-2], X.dtype, codes, B.contiguous(), scale)
 
-    @as_stored
+    @no_grad_no_autocast
     def factors(self, code: Code, fitted: Fitted) -> Factors:  # noqa: D102
         if not isinstance(code, LowRankCode):
             raise ValueError(f"code must be a LowRankCode, got {type(code).__name__}")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from eigenscope.kv.attention import attention_weights, masked_scores
-from eigenscope.kv.codec import as_stored, computed_in
+from eigenscope.kv.codec import computed_in, no_grad_no_autocast
 
 
 class AttentionChange(NamedTuple):
@@ -23,7 +23,7 @@ class AttentionChange(NamedTuple):
     output_cosine: Tensor
 
 
-@as_stored
+@no_grad_no_autocast
 def relative_error(exact: Tensor, decoded: Tensor, dim: int | tuple[int, ...] | None = (-2, -1)) -> Tensor:
     """‖X − X̂‖ / ‖X‖ by the Frobenius norm.
 
@@ -47,7 +47,7 @@ def relative_error(exact: Tensor, decoded: Tensor, dim: int | tuple[int, ...] | 
     return torch.where(wrong > 0, wrong / torch.linalg.vector_norm(exact, dim=dim), 0)
 
 
-@as_stored
+@no_grad_no_autocast
 def attention_change(
     queries: Tensor,
     exact: tuple[Tensor, Tensor],

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eigenscope.kv.codec import as_stored, check_tokens, computed_in
+from eigenscope.kv.codec import check_tokens, computed_in, no_grad_no_autocast
 from eigenscope.kv.transform_codec import TransformCodec
 from eigenscope.kv.transform_fit import fit_transform
 from eigenscope.kv.transform_state import TransformState
@@ -44,7 +44,7 @@ class ScoreAwareCodec(TransformCodec):
         if not 1e-6 <= self.ridge <= 1:
             raise ValueError(f"ridge must be from 1e-6 to 1, got {self.ridge}")
 
-    @as_stored
+    @no_grad_no_autocast
     def fit(
         self, X: Tensor, *, groups: int = 1, queries: Tensor | None = None, weights: Tensor | None = None
     ) -> TransformState:

@@ -6,19 +6,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eigenscope.kv.bit_planes import pack_planes, unpack_planes
+from eigenscope.kv.bit_planes import dequantize, pack_planes, quantize, unpack_planes
 from eigenscope.kv.codec import (
     Code,
     Codec,
     Factors,
     Fitted,
-    as_stored,
     check_fits,
     check_tokens,
     check_whole,
     computed_in,
+    no_grad_no_autocast,
 )
-from eigenscope.kv.lloyd_max import dequantize, quantize
 from eigenscope.kv.transform_fit import Budget, fit_transform
 from eigenscope.kv.transform_state import TransformState, bases, by_width
 
@@ -80,7 +79,7 @@ class TransformCodec(Codec):
         if self.error is not None and self.error >= 1:
             raise ValueError(f"error must be below 1, the error of keeping nothing, got {self.error}")
 
-    @as_stored
+    @no_grad_no_autocast
     def fit(
         self, X: Tensor, *, groups: int = 1, queries: Tensor | None = None, weights: Tensor | None = None
     ) -> TransformState:
@@ -93,7 +92,7 @@ class TransformCodec(Codec):
         check_tokens(X, groups)
         return fit_transform(X, tuple(X.shape[X.ndim - 2 - groups : -2]), self._budget())
 
-    @as_stored
+    @no_grad_no_autocast
     def encode(self, X: Tensor, fitted: Fitted) -> PlaneCode:  # noqa: D102
         state = _checked(fitted)
         check_fits(X, state)
@@ -109,7 +108,7 @@ class TransformCodec(Codec):
         codes = torch.cat([coefficients.new_empty(*batch, 0, X.shape[-2], dtype=torch.uint8), *parts], -2)
         return PlaneCode(X.shape[-2], X.dtype, pack_planes(codes, rows))
 
-    @as_stored
+    @no_grad_no_autocast
     def factors(self, code: Code, fitted: Fitted) -> Factors:  # noqa: D102
         state = _checked(fitted)
         if not isinstance(code, PlaneCode):

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from eigenscope.kv.bit_allocation import allocate_bits
+from eigenscope.kv.bit_planes import MAX_BITS, dequantize, distortions, quantize
 from eigenscope.kv.codec import computed_in
-from eigenscope.kv.lloyd_max import MAX_BITS, dequantize, distortions, quantize
+from eigenscope.kv.rate_distortion import allocate_bits
 from eigenscope.kv.transform_state import TransformState, bases, by_width
 from eigenscope.linalg.threaded import eigh
 

@@ -6,9 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from eigenscope.kv.bit_planes import pack_planes, unpack_planes
-from eigenscope.kv.codec import Code, Codec, Factors, Fitted, as_stored, check_fits, check_whole, computed_in
-from eigenscope.kv.lloyd_max import MAX_BITS
+from eigenscope.kv.bit_planes import MAX_BITS, pack_planes, unpack_planes
+from eigenscope.kv.codec import Code, Codec, Factors, Fitted, check_fits, check_whole, computed_in, no_grad_no_autocast
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +54,7 @@ class UniformInt(Codec):
         if self.stretch is not None and self.stretch < 1:
             raise ValueError(f"stretch must be at least 1, got {self.stretch}")
 
-    @as_stored
+    @no_grad_no_autocast
     def encode(self, X: Tensor, fitted: Fitted) -> UniformCode:  # noqa: D102
         check_fits(X, fitted)
         dim = -1 if self.axis == "token" else -2
@@ -76,7 +75,7 @@ class UniformInt(Codec):
         planes = pack_planes(codes.mT, [X.shape[-1]] * self.bits)
         return UniformCode(X.shape[-2], X.dtype, planes, low.contiguous(), scale.contiguous())
 
-    @as_stored
+    @no_grad_no_autocast
     def factors(self, code: Code, fitted: Fitted) -> Factors:  # noqa: D102
         if not isinstance(code, UniformCode):
             raise ValueError(f"code must be a UniformCode, got {type(code).__name__}")

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eigenscope.nn.probe import Probe
+from eigenscope.nn.hook_point import HookPoint
 
 Past = Sequence[tuple[Tensor, Tensor]]
 """Keys before rotation and values of every block, each (B, key heads, P, head width), of P tokens that came before."""
@@ -63,9 +63,9 @@ class CausalAttention(nn.Module):
         self.to_keys = nn.Linear(width, num_key_heads * self.head_width)
         self.to_values = nn.Linear(width, num_key_heads * self.head_width)
         self.projection = nn.Linear(width, width, bias=False)
-        self.queries = Probe()
-        self.keys = Probe()
-        self.values = Probe()
+        self.queries = HookPoint()
+        self.keys = HookPoint()
+        self.values = HookPoint()
 
     def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Maps (B, T, width) to the same shape; ``past`` is this block's of :data:`Past`."""
@@ -230,7 +230,8 @@ class CausalTransformer(nn.Module):
 
         Args:
             tokens: (B, T) int64.
-            past: the keys and values of the tokens before these, as the probes showed them; None if there are none.
+            past: the keys and values of the tokens before these, as the hook points showed them; None if there are
+            none.
 
         Returns:
             (B, T, vocabulary) logits of the token after each.

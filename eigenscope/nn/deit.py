@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eigenscope.nn.probe import Probe
+from eigenscope.nn.hook_point import HookPoint
 from eigenscope.nn.taps import SVDTaps, TapConfig
 
 
@@ -25,9 +25,9 @@ class SelfAttention(nn.Module):
         self.dropout = dropout
         self.qkv = nn.Linear(width, 3 * width)
         self.projection = nn.Linear(width, width)
-        self.queries = Probe()
-        self.keys = Probe()
-        self.values = Probe()
+        self.queries = HookPoint()
+        self.keys = HookPoint()
+        self.values = HookPoint()
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, tokens, width) to the same shape."""

@@ -83,18 +83,18 @@ class ImplantedVAE(SimplexVAE):
                 f"patch_size must be {array.patch_size}, that of the batteries in {container}, got {patch_size}"
             )
         super().__init__(num_points, dim, patch_size, hidden, depth, bottleneck, slots, image_size)
-        first, *others = self.sector_shapes.items()
-        self.sector_shapes = dict([first, ("implants", (implant_points, dim)), *others])
+        first, *others = self.point_set_shapes.items()
+        self.point_set_shapes = dict([first, ("implants", (implant_points, dim)), *others])
         self.implant_steps = tuple(0 if source == "random" else entry.steps for entry in entries)
         self.implant_mixtures = tuple(entry.mixture for entry in entries)
         numbers = array.num_batteries * array.num_points * array.dim
         with torch.random.fork_rng(devices=[]):
-            _append_inputs(cast(nn.Linear, self.squeeze[0]), implant_points * dim)
+            _append_inputs(cast(nn.Linear, self.to_bottleneck[0]), implant_points * dim)
             self.mix_encoded = nn.Linear(numbers, implant_points * dim)
             self.mix_latent = nn.Linear(slots * dim, numbers)
-            self.weigh = nn.Linear(slots * dim, array.num_batteries)
-            nn.init.zeros_(self.weigh.weight)
-            nn.init.zeros_(self.weigh.bias)
+            self.gate = nn.Linear(slots * dim, array.num_batteries)
+            nn.init.zeros_(self.gate.weight)
+            nn.init.zeros_(self.gate.bias)
             if source == "random":
                 array = BatteryArray(array.num_batteries, **array.architecture)
             if source == "shuffled":
@@ -114,7 +114,7 @@ class ImplantedVAE(SimplexVAE):
     def _implanted_points(self, companded: Tensor) -> Tensor:
         B, L, P = companded.shape
         seen = companded.clamp(-TRAINED_RANGE, TRAINED_RANGE).reshape(1, B * L, P)
-        numbers = self.batteries["encoder"](seen.expand(self.weigh.out_features, -1, -1))  # (K, B L, V_b D_b)
+        numbers = self.batteries["encoder"](seen.expand(self.gate.out_features, -1, -1))  # (K, B L, V_b D_b)
         rows = unit_groups(numbers, self.battery_dim).transpose(0, 1)
         return unit_groups(self.mix_encoded(rows.reshape(B, L, -1)), self.dim)
 
@@ -122,9 +122,9 @@ class ImplantedVAE(SimplexVAE):
         companded, points, hidden = super()._decode(z, log_scale)
         latent = z.flatten(-2)  # (B, L, slots D)
         rows = unit_groups(self.mix_latent(latent), self.battery_dim).flatten(-2)
-        stacks = rows.reshape(rows.shape[0] * rows.shape[1], self.weigh.out_features, -1).transpose(0, 1)
+        stacks = rows.reshape(rows.shape[0] * rows.shape[1], self.gate.out_features, -1).transpose(0, 1)
         written = self.batteries["decoder"](stacks).view(-1, *companded.shape)  # (K, B, L, P)
-        return companded + torch.einsum("blk,kblp->blp", self.weigh(latent), written), points, hidden
+        return companded + torch.einsum("blk,kblp->blp", self.gate(latent), written), points, hidden
 
 
 def _append_inputs(layer: nn.Linear, count: int) -> None:

@@ -29,7 +29,7 @@ class ReadoutCode(NamedTuple):
     grid: tuple[int, int]
 
     @property
-    def sectors(self) -> dict[str, Tensor]:
+    def point_sets(self) -> dict[str, Tensor]:
         """The points that lie on spheres, by name."""
         return {"M": self.points}
 
@@ -104,7 +104,7 @@ class LinearReadoutAutoencoder(PatchAutoencoder[ReadoutCode]):
                 if isinstance(layer, nn.Linear):
                     nn.init.orthogonal_(layer.weight, gain=0.5)
 
-    def read(self, points: Tensor, grid: tuple[int, int]) -> ReadoutCode:
+    def read_out(self, points: Tensor, grid: tuple[int, int]) -> ReadoutCode:
         """The readout of M, (B, L, V, D)."""
         omega = self.readout_norm(self.readout(points.flatten(-2).to(self.readout.weight.dtype)))
         gains = self._gains(omega)

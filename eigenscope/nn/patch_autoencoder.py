@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eigenscope.nn.patches import BoundarySmoothing, fold_patches, patch_grid, unfold_patches
-from eigenscope.nn.residual_mlp import residual_mlp
+from eigenscope.nn.patches import BoundarySmoothing, fold_patches, patch_grid, residual_mlp, unfold_patches
 from eigenscope.nn.spectral_attention import SpectralCrossAttention
 
 
@@ -82,7 +81,7 @@ class PatchAutoencoder[Code: PatchCode](nn.Module, ABC):
             raise ValueError(f"dim must be a multiple of num_heads, got dim {dim} and {heads} heads")
         if image_size is not None:
             patch_grid(image_size, image_size, patch_size)
-        self.sector_shapes = {"M": (num_points, dim)}
+        self.point_set_shapes = {"M": (num_points, dim)}
         self.num_points = num_points
         self.dim = dim
         self.patch_size = patch_size
@@ -127,10 +126,10 @@ class PatchAutoencoder[Code: PatchCode](nn.Module, ABC):
         grid = patch_grid(height, width, self.patch_size)
         raw = self.encoder_output(images)
         with torch.autocast(images.device.type, enabled=False):
-            return self.read(F.normalize(raw.to(torch.promote_types(raw.dtype, torch.float32)), dim=-1), grid)
+            return self.read_out(F.normalize(raw.to(torch.promote_types(raw.dtype, torch.float32)), dim=-1), grid)
 
     @abstractmethod
-    def read(self, points: Tensor, grid: tuple[int, int]) -> Code:
+    def read_out(self, points: Tensor, grid: tuple[int, int]) -> Code:
         """What the decoder is to see of M, (B, L, V, D) at least float32."""
 
     def decode(self, code: Code) -> Tensor:

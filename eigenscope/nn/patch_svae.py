@@ -29,7 +29,7 @@ class SpectralCode(NamedTuple):
     grid: tuple[int, int]
 
     @property
-    def sectors(self) -> dict[str, Tensor]:
+    def point_sets(self) -> dict[str, Tensor]:
         """The points that lie on spheres, by name."""
         return {"M": self.points}
 
@@ -99,7 +99,7 @@ class PatchSVAE(PatchAutoencoder[SpectralCode]):
             raise ValueError(f"gram_precision must be one of {', '.join(_GRAM_DTYPES)}, got {gram_precision!r}")
         self.gram_precision = gram_precision
 
-    def read(self, points: Tensor, grid: tuple[int, int]) -> SpectralCode:
+    def read_out(self, points: Tensor, grid: tuple[int, int]) -> SpectralCode:
         """The thin SVD of M, (B, L, V, D), through its Gram matrix, and the gains of its singular values."""
         _, S, Vh = gram_svd(points, compute_dtype=_GRAM_DTYPES[self.gram_precision])
         assert Vh is not None

@@ -1,4 +1,4 @@
-"""Images as sequences of square patches, and back without seams."""
+"""Patches of images, and the residual MLP that reads and writes them."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -51,3 +51,22 @@ class BoundarySmoothing(nn.Module):
         """Maps (B, 3, H, W) to the same shape."""
         out: Tensor = images + self.layers(images)
         return out
+
+
+class ResidualBlock(nn.Module):
+    """x + Linear(GELU(Linear(LayerNorm(x)))) at constant width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., width) to the same shape."""
+        out: Tensor = x + self.layers(x)
+        return out
+
+
+def residual_mlp(inputs: int, hidden: int, outputs: int, depth: int) -> nn.Sequential:
+    """Linear(inputs, hidden) → GELU → ``depth`` residual blocks → Linear(hidden, outputs)."""
+    blocks = (ResidualBlock(hidden) for _ in range(depth))
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), *blocks, nn.Linear(hidden, outputs))

@@ -46,15 +46,15 @@ class SimplexCode(NamedTuple):
         return kl_divergence(self.mu, self.log_variance).flatten(-2)
 
     @property
-    def sectors(self) -> dict[str, Tensor]:
+    def point_sets(self) -> dict[str, Tensor]:
         """The points on spheres by name, (..., V, D), in the order of computation.
 
         ``mu`` and ``z`` are clouds over the batch, (1, B · L · slots, D): copies of unit length, because the KL term
         needs their radius.
         """
         encoded = {"M": self.points, "implants": self.implants, "bottleneck": self.bottleneck}
-        sectors = encoded | {"mu": _cloud(self.mu), "z": _cloud(self.z), "H": self.decoded_points}
-        return {name: points for name, points in (sectors | {"decoder": self.decoder}).items() if points is not None}
+        point_sets = encoded | {"mu": _cloud(self.mu), "z": _cloud(self.z), "H": self.decoded_points}
+        return {name: points for name, points in (point_sets | {"decoder": self.decoder}).items() if points is not None}
 
 
 def at_least_float32(x: Tensor) -> Tensor:

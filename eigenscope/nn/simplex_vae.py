@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from eigenscope.nn.companding import SCALES, compand, expand
-from eigenscope.nn.patches import fold_patches, patch_grid, unfold_patches
-from eigenscope.nn.residual_mlp import residual_mlp
+from eigenscope.nn.patches import fold_patches, patch_grid, residual_mlp, unfold_patches
 from eigenscope.nn.simplex_code import SimplexCode, at_least_float32, unit_groups
 from eigenscope.nn.variational import bounded_log_variance, reparameterise, standard_normal
 from eigenscope.noise.streams import Streams
@@ -34,8 +33,8 @@ class SimplexVAE(nn.Module):
         image_size: side of the images, if it is to be checked now; images of other sizes are taken all the same.
 
     Attributes:
-        sector_shapes: sector to (V, D). The clouds ``mu`` and ``z`` have as many points as the batch gives; named are
-            those of one image of ``image_size`` (of one patch if that is None), or 5 if these are fewer.
+        point_set_shapes: point set to (V, D). The clouds ``mu`` and ``z`` have as many points as the batch gives;
+            named are those of one image of ``image_size`` (of one patch if that is None), or 5 if these are fewer.
 
     Raises:
         ValueError: an argument is out of range; the message names it.
@@ -63,16 +62,16 @@ class SimplexVAE(nn.Module):
         rows, columns = (1, 1) if image_size is None else patch_grid(image_size, image_size, patch_size)
         points, cloud = (num_points, dim), (max(5, rows * columns * slots), dim)
         encoded = {"M": points, "bottleneck": (bottleneck // dim, dim), "mu": cloud, "z": cloud}
-        self.sector_shapes = encoded | {"H": points, "decoder": (hidden // dim, dim)}
+        self.point_set_shapes = encoded | {"H": points, "decoder": (hidden // dim, dim)}
         self.dim = dim
         self.patch_size = patch_size
         self.slots = slots
         numbers = 3 * patch_size**2
         self.encoder = residual_mlp(numbers, hidden, num_points * dim, depth)
         nn.init.orthogonal_(cast(nn.Linear, self.encoder[-1]).weight)
-        self.squeeze = nn.Sequential(nn.Linear(num_points * dim, bottleneck), nn.GELU())
+        self.to_bottleneck = nn.Sequential(nn.Linear(num_points * dim, bottleneck), nn.GELU())
         self.posterior = nn.Linear(bottleneck, 2 * slots * dim)
-        self.raise_latent = nn.Linear(slots * dim, num_points * dim)
+        self.expand_latent = nn.Linear(slots * dim, num_points * dim)
         self.decoder = residual_mlp(num_points * dim + 1, hidden, numbers, depth)
 
     def forward(
@@ -106,7 +105,7 @@ class SimplexVAE(nn.Module):
         points = unit_groups(self.encoder(companded), self.dim)
         implants = self._implanted_points(companded)
         groups = points if implants is None else torch.cat([points, implants], -2)
-        hidden = self.squeeze(groups.flatten(-2))
+        hidden = self.to_bottleneck(groups.flatten(-2))
         mu, raw = at_least_float32(self.posterior(hidden)).reshape(*hidden.shape[:2], 2, self.slots, self.dim).unbind(2)
         bottleneck = unit_groups(hidden, self.dim)
         code = SimplexCode(log_scale, companded, points, bottleneck, mu, bounded_log_variance(raw), mu, grid)
@@ -188,7 +187,7 @@ class SimplexVAE(nn.Module):
 
     def _decode(self, z: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """û, H and the first hidden layer of the decoder."""
-        points = unit_groups(self.raise_latent(z.flatten(-2)), self.dim)
+        points = unit_groups(self.expand_latent(z.flatten(-2)), self.dim)
         condition = log_scale[..., None] / _LOG_SCALES[1]  # in [-1, 1]
         hidden = self.decoder[:2](torch.cat([points.flatten(-2), condition], -1))
         return at_least_float32(self.decoder[2:](hidden)), points, hidden

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from eigenscope.linalg import fix_signs, gram_svd
-from eigenscope.nn.probe import Probe
+from eigenscope.nn.hook_point import HookPoint
 
 FeatureKind = Literal["svd", "svd_raw", "gram_diagonal", "pooled", "zeros"]
 _KINDS = get_args(FeatureKind)
@@ -135,8 +135,8 @@ class SVDTaps(nn.Module):
         self.config = config
         weights = torch.empty(len(config.layers), config.rank, width)
         self.projections = nn.Parameter(nn.init.trunc_normal_(weights, std=0.02), requires_grad=False)
-        self.inputs = nn.ModuleList(Probe() for _ in config.layers)
-        self.projected = Probe()
+        self.inputs = nn.ModuleList(HookPoint() for _ in config.layers)
+        self.projected = HookPoint()
 
     @property
     def num_features(self) -> int:

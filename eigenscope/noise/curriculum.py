@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from eigenscope.noise.laws import CURRICULUM_TIERS, noise_ids
+from eigenscope.noise.distributions import CURRICULUM_TIERS, noise_ids
 
 _NEVER = torch.iinfo(torch.int64).max
 

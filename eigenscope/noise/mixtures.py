@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from eigenscope.noise.laws import NOISE_TYPES
+from eigenscope.noise.distributions import NOISE_TYPES
 from eigenscope.noise.streams import stream_key, uniform
 
 MixtureKind = Literal["singles", "pairs", "quads", "all"]

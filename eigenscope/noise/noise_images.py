@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from eigenscope.noise.laws import NOISE_LAWS
+from eigenscope.noise.distributions import NOISE_DISTRIBUTIONS
 from eigenscope.noise.streams import Streams, random_bits, stream_key
 
 
@@ -65,15 +65,15 @@ def draw_noise(
     if clamp is not None and not clamp > 0:
         raise ValueError(f"clamp is {clamp}; it must be positive or None")
     types = types.cpu()
-    strangers = types[(types < 0) | (types >= len(NOISE_LAWS))].tolist()
+    strangers = types[(types < 0) | (types >= len(NOISE_DISTRIBUTIONS))].tolist()
     if strangers:
-        raise ValueError(f"types holds {strangers[0]}; all must be in 0 to {len(NOISE_LAWS) - 1}")
+        raise ValueError(f"types holds {strangers[0]}; all must be in 0 to {len(NOISE_DISTRIBUTIONS) - 1}")
     epochs = torch.as_tensor(epoch, device=samples.device).view(-1)
     indices = samples + random_bits(stream_key(seed), epochs, 1)[:, 0]
     images = torch.empty((len(samples), 3, image_size, image_size), device=samples.device)
     # An image is scattered to its place four numbers at a time where its size allows, in a third of the time.
     wide = images.view(len(samples), 3 * image_size**2).view(torch.float32 if image_size % 2 else torch.complex128)
-    for noise_type, law in enumerate(NOISE_LAWS.values()):
+    for noise_type, law in enumerate(NOISE_DISTRIBUTIONS.values()):
         places = (types == noise_type).nonzero()[:, 0].to(samples.device)
         if not len(places):
             continue

@@ -37,7 +37,7 @@ def preconditioner(optimizer: Optimizer, parameter: Tensor) -> Optimizer | None:
         its parameters, or its optimizer is of another kind.
     """
     if isinstance(optimizer, SplitOptimizer):
-        parts = [part for part in (optimizer.matrix, optimizer.rest) if part is not None]
+        parts = [part for part in (optimizer.matrix, optimizer.other) if part is not None]
         return next((found for part in parts if (found := preconditioner(part, parameter)) is not None), None)
     if not any(parameter is member for group in optimizer.param_groups for member in group["params"]):
         return None

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from eigenscope.optim.saved_state import keep_saved_dtypes
+from eigenscope.optim.common import keep_saved_dtypes
 
 
 class MatrixOptimizer(Optimizer):

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.optim.optimizer import ParamsT
 
-from eigenscope.optim.installed import check_functions, missing_from_library
-from eigenscope.optim.matmul_precision import MatmulPrecision, check_precision, matmul_precision
+from eigenscope.optim.common import MatmulPrecision, check_precision, matmul_precision
+from eigenscope.optim.emerging import check_functions, missing_from_library
 from eigenscope.optim.matrix_optimizer import MatrixOptimizer
 
 

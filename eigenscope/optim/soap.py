@@ -11,18 +11,18 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from eigenscope.linalg.tf32 import emulate_tf32 as emulating_tf32
-from eigenscope.optim.matmul_precision import MatmulPrecision, check_precision, matmul_precision
+from eigenscope.optim.common import MatmulPrecision, check_precision, matmul_precision
 from eigenscope.optim.matrix_optimizer import MatrixOptimizer
 from eigenscope.optim.soap_step import (
     adam_update,
-    decay,
-    first_state,
-    follow_bases,
-    follow_factors,
-    into_bases,
+    apply_weight_decay,
+    clip_update_rms,
+    init_state,
     library,
-    out_of_bases,
-    scale_down,
+    project,
+    project_back,
+    update_eigenbases,
+    update_factors,
 )
 
 WeightDecayMethod = Literal["decoupled", "independent", "l2", "palm"]
@@ -137,22 +137,24 @@ class SOAP(MatrixOptimizer):
         gradient = parameter.grad.float()  # type: ignore[union-attr]  # the caller has looked
         state = self.state[parameter]
         if not state:
-            state.update(first_state(parameter))
+            state.update(init_state(parameter))
         step, beta = state["step"] + 1, group["shampoo_beta"]
         if self.correct_bias:
             beta = 1 - (1 - beta) / (1 - beta**step)
         with matmul_precision(self.fp32_matmul_prec):
-            follow_factors(state, gradient, beta, group["eps"] if self.use_kl_shampoo else None)
+            update_factors(state, gradient, beta, group["eps"] if self.use_kl_shampoo else None)
         with matmul_precision(self.qr_fp32_matmul_prec):
-            follow_bases(state, self.use_eigh or step == 1, self.power_iter_steps)  # iteration goes on from a basis
-        decay(parameter, gradient, self.weight_decay_method, group["weight_decay"], group["lr"])
+            update_eigenbases(
+                state, self.use_eigh or step == 1, self.power_iter_steps
+            )  # iteration goes on from a basis
+        apply_weight_decay(parameter, gradient, self.weight_decay_method, group["weight_decay"], group["lr"])
         with matmul_precision(self.fp32_matmul_prec):
-            turned = into_bases(state, gradient)
+            projected_grad = project(state, gradient)
         settings = {"correct_bias": self.correct_bias, "nesterov": self.nesterov, "step": step}
-        update = adam_update(state, turned, betas=group["betas"], eps=group["eps"], **settings)
+        update = adam_update(state, projected_grad, betas=group["betas"], eps=group["eps"], **settings)
         with matmul_precision(self.fp32_matmul_prec):
-            update = out_of_bases(state, update)
-        scale_down(update, self.max_update_rms)
+            update = project_back(state, update)
+        clip_update_rms(update, self.max_update_rms)
         parameter.add_(update, alpha=-group["lr"])
         state["step"] = step
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eigenscope.optim.installed import check_functions, missing_from_library
+from eigenscope.optim.emerging import check_functions, missing_from_library
 
 _NEEDED = {
     "update_kronecker_factors": {"kronecker_factor_list", "grad", "shampoo_beta"},
@@ -42,7 +42,7 @@ def library() -> ModuleType:
     return soap  # type: ignore[no-any-return]  # emerging-optimizers ships no types
 
 
-def first_state(parameter: Tensor) -> dict[str, Any]:
+def init_state(parameter: Tensor) -> dict[str, Any]:
     """The state of a matrix before its first step, float32."""
     m, n = parameter.shape
     like: dict[str, Any] = {"dtype": torch.float32, "device": parameter.device}
@@ -57,7 +57,7 @@ def first_state(parameter: Tensor) -> dict[str, Any]:
     }
 
 
-def follow_factors(state: dict[str, Any], gradient: Tensor, beta: float, kl_eps: float | None) -> None:
+def update_factors(state: dict[str, Any], gradient: Tensor, beta: float, kl_eps: float | None) -> None:
     """Takes a gradient (m, n) into the factors L and R, in place: Shampoo's if ``kl_eps`` is None, or KL-Shampoo's."""
     factors = [state["L"], state["R"]]
     if kl_eps is None:
@@ -67,7 +67,7 @@ def follow_factors(state: dict[str, Any], gradient: Tensor, beta: float, kl_eps:
         library().update_kronecker_factors_kl_shampoo(factors, gradient, beta, bases, kl_eps)
 
 
-def follow_bases(state: dict[str, Any], use_eigh: bool, power_iter_steps: int) -> None:
+def update_eigenbases(state: dict[str, Any], use_eigh: bool, power_iter_steps: int) -> None:
     """Renews the eigenbases of the factors, and carries Adam's moments into them."""
     bases, moment, square = library().update_eigenbasis_and_exp_avgs(
         [state["L"], state["R"]],
@@ -80,40 +80,40 @@ def follow_bases(state: dict[str, Any], use_eigh: bool, power_iter_steps: int) -
     state.update(Q_L=bases[0], Q_R=bases[1], exp_avg=moment, exp_avg_sq=square)
 
 
-def into_bases(state: dict[str, Any], matrix: Tensor) -> Tensor:
+def project(state: dict[str, Any], matrix: Tensor) -> Tensor:
     """Q_Lᵀ X Q_R of a matrix X (m, n)."""
-    turned: Tensor = library().precondition(matrix, [state["Q_L"], state["Q_R"]], dims=[[0], [0]])
-    return turned
+    projected_grad: Tensor = library().precondition(matrix, [state["Q_L"], state["Q_R"]], dims=[[0], [0]])
+    return projected_grad
 
 
-def out_of_bases(state: dict[str, Any], matrix: Tensor) -> Tensor:
+def project_back(state: dict[str, Any], matrix: Tensor) -> Tensor:
     """Q_L X Q_Rᵀ of a matrix X (m, n)."""
-    turned: Tensor = library().precondition(matrix, [state["Q_L"], state["Q_R"]], dims=[[0], [1]])
-    return turned
+    projected_grad: Tensor = library().precondition(matrix, [state["Q_L"], state["Q_R"]], dims=[[0], [1]])
+    return projected_grad
 
 
-def adam_update(state: dict[str, Any], turned: Tensor, **settings: Any) -> Tensor:
+def adam_update(state: dict[str, Any], projected_grad: Tensor, **settings: Any) -> Tensor:
     """Adam's update for a gradient in the eigenbases (m, n); its moments follow in place.
 
     Args:
         state: of the matrix.
-        turned: the gradient.
+        projected_grad: the gradient.
         **settings: ``betas``, ``eps``, ``correct_bias``, ``nesterov`` and ``step``, counted from 1.
     """
     update: Tensor = library().update_functions.calculate_adam_update(
-        turned, state["exp_avg"], state["exp_avg_sq"], **settings
+        projected_grad, state["exp_avg"], state["exp_avg_sq"], **settings
     )
     return update
 
 
-def scale_down(update: Tensor, max_rms: float) -> None:
+def clip_update_rms(update: Tensor, max_rms: float) -> None:
     """Scales an update down in place to a root mean square of at most ``max_rms``; 0 leaves it."""
     if max_rms > 0:
         rms = update.square().mean().sqrt()
         update.mul_((max_rms / (rms + _LEAST_RMS)).clamp(max=1))
 
 
-def decay(parameter: Tensor, gradient: Tensor, method: str, rate: float, lr: float) -> None:
+def apply_weight_decay(parameter: Tensor, gradient: Tensor, method: str, rate: float, lr: float) -> None:
     """Decays a weight, or with ``"l2"`` adds the decay to its gradient, in place; the methods are SOAP's."""
     if method == "l2":
         gradient.add_(parameter, alpha=rate)

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from eigenscope.optim.named_groups import by_name, few, named_groups, select
+from eigenscope.optim.common import abbreviate_names, filter_groups, keep_saved_dtypes, named_groups, params_by_name
 from eigenscope.optim.routing import MATRIX, Route, reasons_against
-from eigenscope.optim.saved_state import keep_saved_dtypes
 
 NOT_MATRICES = (
     "*embed*",
@@ -48,14 +47,14 @@ class SplitOptimizer(Optimizer):
 
     Attributes:
         matrix: the optimizer of the matrices.
-        rest: the other; None where nothing is left for it.
+        other: the other; None where nothing is left for it.
         routes: every parameter's way and the reason for it; see :func:`eigenscope.optim.routing_table`.
 
     Args:
         params: pairs (name, parameter), as ``module.named_parameters()`` gives them, or groups of them: dictionaries
             with such pairs under ``"params"`` and options for both optimizers under other keys.
         matrix: makes the optimizer of the matrices from such pairs or groups.
-        rest: makes the other.
+        other: makes the other.
         exclude: patterns of names of 2-D parameters that are not for ``matrix``; ``*`` stands for dots too. Given, it
             replaces :data:`NOT_MATRICES`.
         max_side: the longest side of a matrix for ``matrix``, whose cost may grow with its cube; None is any.
@@ -72,7 +71,7 @@ class SplitOptimizer(Optimizer):
         self,
         params: Iterable[Any],
         matrix: Callable[[Iterable[Any]], Optimizer],
-        rest: Callable[[Iterable[Any]], Optimizer],
+        other: Callable[[Iterable[Any]], Optimizer],
         exclude: Sequence[str] = NOT_MATRICES,
         max_side: int | None = None,
         lr: float | None = None,
@@ -85,13 +84,13 @@ class SplitOptimizer(Optimizer):
             if not value >= 0:
                 raise ValueError(f"{key} must be at least 0 or None, got {value}")
         groups = [{**options, **group} for group in named_groups(params)]
-        parameters = by_name(groups)
+        parameters = params_by_name(groups)
         reasons = reasons_against(parameters, exclude, max_side)
         _check_exclude(exclude, parameters)
         _check_matrices(parameters, reasons)
-        self.matrix = matrix(select(groups, lambda name: reasons[name] is None))
-        left = select(groups, lambda name: reasons[name] is not None)
-        self.rest = rest(left) if left else None
+        self.matrix = matrix(filter_groups(groups, lambda name: reasons[name] is None))
+        left = filter_groups(groups, lambda name: reasons[name] is not None)
+        self.other = other(left) if left else None
         parts = self._parts()
         for part in parts:
             for key in {key for group in groups for key in group} - {"params", "name"} - set(part.defaults):
@@ -156,14 +155,14 @@ class SplitOptimizer(Optimizer):
         super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: getattr(self, key) for key in ("defaults", "matrix", "rest", "routes", "_complete")}
+        return {key: getattr(self, key) for key in ("defaults", "matrix", "other", "routes", "_complete")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._share()
 
     def _parts(self) -> tuple[Optimizer, ...]:
-        return (self.matrix,) if self.rest is None else (self.matrix, self.rest)
+        return (self.matrix,) if self.other is None else (self.matrix, self.other)
 
     def _share(self) -> None:
         self.param_groups = [group for part in self._parts() for group in part.param_groups]
@@ -202,7 +201,7 @@ class _States(MutableMapping[Tensor, Any]):
 
 
 def _label_groups(parts: Sequence[Optimizer]) -> None:
-    for side, part in zip(("matrix", "rest"), parts, strict=False):
+    for side, part in zip(("matrix", "other"), parts, strict=False):
         for index, group in enumerate(part.param_groups):
             own = group.get("name") or (str(index) if len(part.param_groups) > 1 else None)
             group["name"] = side if own is None else f"{side}/{own}"
@@ -215,7 +214,9 @@ def _check_exclude(exclude: Sequence[str], parameters: Iterable[str]) -> None:
     names = list(parameters)
     idle = [p for p in exclude if p not in NOT_MATRICES and not any(fnmatchcase(name, p) for name in names)]
     if idle:
-        raise ValueError(f"exclude must match names of parameters, but {', '.join(idle)} matches none of: {few(names)}")
+        raise ValueError(
+            f"exclude must match names of parameters, but {', '.join(idle)} matches none of: {abbreviate_names(names)}"
+        )
 
 
 def _check_matrices(parameters: dict[str, Tensor], reasons: dict[str, str | None]) -> None:
@@ -224,7 +225,7 @@ def _check_matrices(parameters: dict[str, Tensor], reasons: dict[str, str | None
     against: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         against.setdefault(str(reason), []).append(f"{name} {tuple(parameters[name].shape)}")
-    found = "; ".join(f"{reason}: {few(names)}" for reason, names in against.items()) or "nothing"
+    found = "; ".join(f"{reason}: {abbreviate_names(names)}" for reason, names in against.items()) or "nothing"
     raise ValueError(f"params must have a matrix for the optimizer `matrix`, got {found}")
 
 
@@ -236,10 +237,14 @@ def _check_routing(saved: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]
     if differing := [name for name in now if then.get(name, now[name]) != now[name]]:
         first = differing[0]
         raise ValueError(
-            f"state_dict has another routing: {few(differing)} ({first} went to {then[first]}, here to {now[first]})"
+            f"state_dict has another routing: {abbreviate_names(differing)} "
+            f"({first} went to {then[first]}, here to {now[first]})"
         )
     if then.keys() != now.keys():
         lacking, extra = ([name for name in a if name not in b] for a, b in ((now, then), (then, now)))
-        raise ValueError(f"state_dict has other parameters: lacks {few(lacking)}, has in excess {few(extra)}")
+        raise ValueError(
+            f"state_dict has other parameters: lacks {abbreviate_names(lacking)}, "
+            f"has in excess {abbreviate_names(extra)}"
+        )
     if [group["param_names"] for group in saved] != [group["param_names"] for group in own]:
         raise ValueError("state_dict has the same parameters in other groups or in another order")

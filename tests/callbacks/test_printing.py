@@ -24,7 +24,7 @@ ARGUMENTS = [
 
 
 def run(folder, terminal):
-    command = [sys.executable, "-W", "ignore", "-m", "cli", "fit", "--config", str(DEMO), *ARGUMENTS]
+    command = [sys.executable, "-W", "ignore", "-m", "eigenscope", "fit", "--config", str(DEMO), *ARGUMENTS]
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "130"}
     if not terminal:
         return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, env=environment).stdout

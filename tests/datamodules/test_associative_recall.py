@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from datamodules import AssociativeRecallDataModule
 from eigenscope.data import RecallTask, ShorterContext, draw_recall
+from eigenscope.datamodules import AssociativeRecallDataModule
 from eigenscope.noise import stream_key
 
 TASK = RecallTask(context=12, pairs=3, queries=2, keys=5, values=5, fillers=2)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR100
 
-from datamodules import CIFAR100DataModule
 from eigenscope.data.class_folders import decode_png
+from eigenscope.datamodules import CIFAR100DataModule
 
 OPTIONS = {"batch_size": 6, "num_workers": 0}
 

@@ -3,10 +3,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from callbacks import EpochTable
-from datamodules import HeavyTailedNoiseDataModule
+from eigenscope.callbacks import EpochTable
+from eigenscope.datamodules import HeavyTailedNoiseDataModule
 from eigenscope.noise import NOISE_TYPES, Curriculum
-from eigenscope.study import Score, scored
+from eigenscope.results import MonitoredMetric, scored
 
 TIERS = [["gaussian"], ["salt_pepper"], ["laplace"]]
 SCORES = [5.0, 4.0, 4.5, 4.2, 9.0, 8.0, 8.5, 8.5, 7.0, 6.0]  # stalls for two epochs twice
@@ -69,7 +69,7 @@ def best(tmp_path):
 
 def test_patience_unlocks_and_bests_restart(tmp_path):
     curriculum = Curriculum(patience=2, tiers=TIERS)
-    table = EpochTable(Score("val/mse", "min", percent=False))
+    table = EpochTable(MonitoredMetric("val/mse", "min", percent=False))
     checkpoint, stopping = best(tmp_path), EarlyStopping("val/mse", patience=4)
     trainer, module = fit(tmp_path, curriculum, table, stopping, checkpoint)
     assert curriculum.unlocked_at.tolist() == [0, 4, 8]

@@ -5,15 +5,15 @@ from itertools import pairwise
 import pytest
 import torch
 
-from datamodules import (
+from eigenscope.data import RecallTask, ShorterContext
+from eigenscope.data.fingerprint import fingerprint
+from eigenscope.datamodules import (
     AssociativeRecallDataModule,
     CIFAR100DataModule,
     GradientSpikeDataModule,
     HeavyTailedNoiseDataModule,
     SyntheticImagesDataModule,
 )
-from eigenscope.data import RecallTask, ShorterContext
-from eigenscope.data.fingerprint import fingerprint
 from eigenscope.noise import Curriculum
 from eigenscope.protocols import Fingerprinted
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from datamodules import GradientSpikeDataModule
+from eigenscope.datamodules import GradientSpikeDataModule
 
 
 def gradients(**options):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from datamodules import HeavyTailedNoiseDataModule
+from eigenscope.datamodules import HeavyTailedNoiseDataModule
 from eigenscope.noise import NOISE_TYPES, Curriculum
 
 SMALL = {"image_size": 8, "samples_per_epoch": 64, "val_samples_per_type": 2, "batch_size": 16, "num_workers": 0}

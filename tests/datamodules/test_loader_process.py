@@ -10,7 +10,7 @@ import pytest
 
 KILLED = """
 import multiprocessing, os, signal
-from datamodules import SyntheticImagesDataModule
+from eigenscope.datamodules import SyntheticImagesDataModule
 
 if __name__ == "__main__":
     multiprocessing.set_start_method({method!r})
@@ -24,7 +24,7 @@ if __name__ == "__main__":
 
 UNSENT = """
 import multiprocessing, os, time
-from datamodules import loader_process
+from eigenscope.datamodules import loader_process
 
 loader_process.watch(0)
 queue = multiprocessing.Queue()

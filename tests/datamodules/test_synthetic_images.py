@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from datamodules import SyntheticImagesDataModule
 from eigenscope.data import draw_images
+from eigenscope.datamodules import SyntheticImagesDataModule
 
 PLAIN = {"protocol": "test", "augmentation": "none", "num_workers": 0}
 

@@ -4,10 +4,10 @@ import torch.nn.functional as F
 from lightning.pytorch import Trainer
 from torch import nn
 
-from datamodules import AssociativeRecallDataModule
 from eigenscope.data import RecallTask
+from eigenscope.datamodules import AssociativeRecallDataModule
+from eigenscope.lightning_modules import AssociativeRecallModule
 from eigenscope.nn import CausalTransformer
-from lightning_modules import AssociativeRecallModule
 
 TASK = RecallTask(context=4, pairs=2, queries=2, keys=4, values=4, fillers=1)
 

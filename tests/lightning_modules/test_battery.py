@@ -5,13 +5,13 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from torch.utils.data import DataLoader
 
-from callbacks import CVLossSchedule, FiniteGuard, NonFiniteError
-from datamodules import HeavyTailedNoiseDataModule
-from eigenscope.geometry import SectorPolicy
+from eigenscope.callbacks import CVLossSchedule, FiniteGuard, NonFiniteError
+from eigenscope.datamodules import HeavyTailedNoiseDataModule
+from eigenscope.geometry import CVPolicy
+from eigenscope.lightning_modules import BatteryModule
 from eigenscope.nn import BatteryArray
 from eigenscope.noise import NOISE_TYPES, draw_noise, pick_from_mixtures, stream_key
-from eigenscope.protocols import Disciplined, HasBatteries, Traced
-from lightning_modules import BatteryModule
+from eigenscope.protocols import HasBatteries, HasPointSets, Traced
 
 SMALL = {"num_points": 8, "dim": 4, "patch_size": 4, "hidden": 8, "depth": 0}
 K = 9
@@ -170,7 +170,7 @@ def test_a_step_counts_once_however_many_batches_it_takes():
 
 def test_disciplines_reach_each_battery_as_if_it_were_alone():
     tested, data = module(), Data()
-    tested.disciplines.append(lambda loss, sectors: loss + sectors["M"][..., 0].mean())
+    tested.loss_transforms.append(lambda loss, point_sets: loss + point_sets["M"][..., 0].mean())
     fit(tested, data, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
     torch.manual_seed(0)
     array = BatteryArray(K, **SMALL)
@@ -186,7 +186,7 @@ def test_disciplines_reach_each_battery_as_if_it_were_alone():
             torch.testing.assert_close(gradient[k], battery.encoder[0].weight.grad, rtol=1e-4, atol=1e-6)
         else:
             assert not tested.net.encoder[0].weight.grad[k].any()
-    schedule = CVLossSchedule({"M": SectorPolicy()}, measure_every=1)
+    schedule = CVLossSchedule({"M": CVPolicy()}, measure_every=1)
     assert "cv_M/ema" in fit(module(), max_epochs=1, callbacks=[schedule]).callback_metrics
 
 
@@ -194,7 +194,7 @@ def test_the_guard_names_the_noise_type_or_the_battery():
     tested, data = module(), Data()
     assert isinstance(tested, Traced)
     assert isinstance(tested, HasBatteries)
-    assert isinstance(tested, Disciplined)
+    assert isinstance(tested, HasPointSets)
     data.train[0][0][3] = torch.inf
     kind = NOISE_TYPES[int(data.train[0][1][3])]
     with pytest.raises(NonFiniteError, match=f"'target images', in samples of {kind};"):

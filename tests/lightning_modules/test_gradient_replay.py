@@ -4,9 +4,9 @@ from lightning.pytorch import Callback, Trainer
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from datamodules import GradientSpikeDataModule
+from eigenscope.datamodules import GradientSpikeDataModule
+from eigenscope.lightning_modules import GradientReplayModule
 from eigenscope.nn import FreeMatrix
-from lightning_modules import GradientReplayModule
 
 SHAPE = (4, 3)
 

@@ -6,8 +6,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from eigenscope.data import EpochIndex, ImageDataset, LabelledImages
+from eigenscope.lightning_modules import ImageClassificationModule
 from eigenscope.nn import DeiT, TapConfig, observe
-from lightning_modules import ImageClassificationModule
 
 
 def small_net(**options):

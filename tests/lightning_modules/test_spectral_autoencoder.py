@@ -7,11 +7,11 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from eigenscope.geometry import expected_cv
+from eigenscope.lightning_modules import SpectralAutoencoderModule
+from eigenscope.lightning_modules.metrics import GroupedMean
 from eigenscope.nn import PatchSVAE
 from eigenscope.nn.reconstruction_errors import reconstruction_errors
-from eigenscope.protocols import Autoencoding, Disciplined, Traced
-from lightning_modules import SpectralAutoencoderModule
-from lightning_modules.grouped_mean import GroupedMean
+from eigenscope.protocols import Autoencoding, HasPointSets, Traced
 
 NAMES = ("gaussian", "uniform", "never seen")
 
@@ -166,11 +166,11 @@ def test_the_whole_gradient_is_clipped_to_the_loss():
 def test_disciplines_see_the_loss_and_change_it():
     tested, seen = module(), []
 
-    def discipline(loss, sectors):
-        seen.append((loss, sectors["M"]))
+    def discipline(loss, point_sets):
+        seen.append((loss, point_sets["M"]))
         return 3 * loss
 
-    tested.disciplines.append(discipline)
+    tested.loss_transforms.append(discipline)
     tested.on_before_backward = lambda loss: seen.append(loss)
     fit(tested, limit_train_batches=1)
     (loss, points), total = seen
@@ -181,13 +181,13 @@ def test_disciplines_see_the_loss_and_change_it():
 
 def test_it_keeps_what_callbacks_rely_on():
     tested = module()
-    assert isinstance(tested, Disciplined)
+    assert isinstance(tested, HasPointSets)
     assert isinstance(tested, Autoencoding)
     assert isinstance(tested, Traced)
-    assert tested.sector_shapes == {"M": (12, 4)}
-    reconstructions, sectors = tested.autoencode(samples()[0])
+    assert tested.point_set_shapes == {"M": (12, 4)}
+    reconstructions, point_sets = tested.autoencode(samples()[0])
     assert torch.equal(reconstructions, tested(samples()[0]))
-    assert sectors["M"].shape == (10, 6, 12, 4)
+    assert point_sets["M"].shape == (10, 6, 12, 4)
     names = [name for name, tensor in tested.trace(samples()) if len(tensor) == 10]
     assert names == [
         "target images",

@@ -2,14 +2,14 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from callbacks import CVLossSchedule
-from datamodules import HeavyTailedNoiseDataModule
-from eigenscope.geometry import Phase, SectorPolicy
+from eigenscope.callbacks import CVLossSchedule
+from eigenscope.datamodules import HeavyTailedNoiseDataModule
+from eigenscope.geometry import CVPolicy, Phase
+from eigenscope.lightning_modules import SpectralVAEModule
 from eigenscope.nn import SimplexVAE
 from eigenscope.nn.reconstruction_errors import reconstruction_errors
 from eigenscope.nn.variational import kl_divergence
-from eigenscope.protocols import Autoencoding, Disciplined, Traced
-from lightning_modules import SpectralVAEModule
+from eigenscope.protocols import Autoencoding, HasPointSets, Traced
 
 TYPES = ["gaussian", "cauchy", "pink"]
 
@@ -72,9 +72,9 @@ def test_validation_figures(loss):
         assert logged["val/loss"] == pytest.approx(float(reconstruction_errors(companded, u, "huber").mean()), rel=1e-5)
     else:
         assert tested.log_sigma != 0  # it is learned
-    for sector in ("M", "bottleneck", "mu", "z", "H", "decoder"):
-        assert 0 < logged[f"geometry_{sector}/cv"] < 3
-        assert f"geometry_{sector}/cv_untrained" in logged
+    for point_set in ("M", "bottleneck", "mu", "z", "H", "decoder"):
+        assert 0 < logged[f"geometry_{point_set}/cv"] < 3
+        assert f"geometry_{point_set}/cv_untrained" in logged
 
 
 def test_the_loss_rises_from_reconstruction_alone_to_beta_times_the_kl_term():
@@ -100,8 +100,8 @@ def test_a_collapse_is_flagged(caplog):
 
 def test_every_sector_can_be_disciplined_at_once():
     tested = module()
-    names = tested.sector_shapes
-    callback = CVLossSchedule({name: SectorPolicy(phases=[Phase(1.0)]) for name in names}, measure_every=1)
+    names = tested.point_set_shapes
+    callback = CVLossSchedule({name: CVPolicy(phases=[Phase(1.0)]) for name in names}, measure_every=1)
     without = []
 
     def note(optimizer):
@@ -123,7 +123,7 @@ def test_training_draws_and_evaluation_does_not():
 
 def test_it_keeps_what_callbacks_rely_on():
     tested = module()
-    for protocol in (Disciplined, Autoencoding, Traced):
+    for protocol in (HasPointSets, Autoencoding, Traced):
         assert isinstance(tested, protocol)
     images, labels = validation_set()
     traced = dict(tested.trace((images, labels)))

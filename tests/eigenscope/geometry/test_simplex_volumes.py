@@ -124,7 +124,7 @@ def test_dtypes_and_autocast():
 @pytest.mark.parametrize(
     ("vertices", "words"),
     [
-        (torch.ones(5, 3), r"vertices must be at most D \+ 1 points, got 5 in D = 3: a pentachoron has no volume"),
+        (torch.ones(5, 3), r"vertices must be at most D \+ 1 points, got 5 in D = 3: a 4-simplex has no volume"),
         (torch.ones(2, 4, 2), "a 3-simplex has no volume in fewer than 3"),
         (torch.ones(1, 3), r"shape \(1, 3\)"),
         (torch.ones(3), "vertices must be real"),

@@ -80,7 +80,7 @@ def test_it_is_the_standard_deviation_over_the_mean():
 
 
 def test_batched_equals_looped():
-    # every pentachoron of five rows is the same one, so only rounding of equal volumes is left; of six, six kinds
+    # every 4-simplex of five rows is the same one, so only rounding of equal volumes is left; of six, six kinds
     assert volume_cv(unit_rows(3, 5, 6), generator=seeded()).cv.max() < 1e-5
     points = unit_rows(2, 3, 6, 6)
     whole = volume_cv(points, 5000, seeded())

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from eigenscope.kv.attention_layers import attention_layers
-from eigenscope.kv.capture import capture, replaced, undisturbed
+from eigenscope.kv.capture import capture, eager_inference, replaced
 from eigenscope.nn import DeiT, observe
 from eigenscope.nn.causal_transformer import CausalTransformer
 
@@ -46,7 +46,7 @@ class Around(nn.Module):
         return self.layer(*args, **kwargs)
 
 
-def around(layer):
+def context(layer):
     torch.manual_seed(0)
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.5)
@@ -59,14 +59,14 @@ def tokens():
 
 def attended(seen):
     """(B, T, width) of what was captured, in float64."""
-    Q, K, V = (x.double() for x in (seen.around.turn(seen.queries), seen.around.turn(seen.keys), seen.values))
+    Q, K, V = (x.double() for x in (seen.context.turn(seen.queries), seen.context.turn(seen.keys), seen.values))
     repeats = Q.shape[1] // K.shape[1]
     K, V = K.repeat_interleave(repeats, 1), V.repeat_interleave(repeats, 1)
     scores = Q @ K.mT / Q.shape[-1] ** 0.5
-    if seen.around.causal:
+    if seen.context.causal:
         scores = scores + torch.full(scores.shape[-2:], -torch.inf).triu(1)
-    if seen.around.mask is not None:
-        mask = seen.around.mask
+    if seen.context.mask is not None:
+        mask = seen.context.mask
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.double()
     return (scores.softmax(-1) @ V).transpose(1, 2).flatten(2).float()
 
@@ -131,7 +131,7 @@ def masks(kind):
 @torch.no_grad()
 def test_multihead_attention(kind, options, weights):
     layer = nn.MultiheadAttention(WIDTH, 2, **options)
-    net = around(layer)
+    net = context(layer)
     own = tokens()
     inputs = [own, own[..., : options.get("kdim", WIDTH)], own[..., : options.get("vdim", WIDTH)]]
     if not options.get("batch_first"):
@@ -185,7 +185,7 @@ def test_the_fast_path_of_an_encoder_is_left_and_taken_again():
 
 @torch.no_grad()
 def test_projections_without_transformers():
-    net = around(Projected(num_heads=2))
+    net = context(Projected(num_heads=2))
     expected = net(tokens())
     layers = attention_layers(net)
     out, captured, unreadable = capture(layers, lambda: net(tokens()))
@@ -236,12 +236,12 @@ def test_a_transformers_model(padded, implementation):
     with replaced(layers, {"model.layers.1.self_attn": (seen.keys.flip(2), seen.values)}):
         assert not run().allclose(expected, atol=1e-3)
     if padded:
-        mask = seen.around.mask
+        mask = seen.context.mask
         assert (~mask if mask.dtype == torch.bool else mask == -torch.inf)[1, 0, 5].tolist() == [True] * 2 + [False] * 4
     looking = given["attention_mask"].bool()
-    torch.testing.assert_close(attended(seen)[looking], seen.around.mixed[looking])
-    seen.around.turn = lambda x: x  # without rotation it is something else
-    assert not attended(seen)[looking].allclose(seen.around.mixed[looking], atol=1e-2)
+    torch.testing.assert_close(attended(seen)[looking], seen.context.mixed[looking])
+    seen.context.turn = lambda x: x  # without rotation it is something else
+    assert not attended(seen)[looking].allclose(seen.context.mixed[looking], atol=1e-2)
 
 
 @torch.no_grad()
@@ -304,12 +304,12 @@ def test_a_compiled_network_is_read_and_not_compiled_again():
         compilations.append(graph)
         return graph.forward
 
-    net = around(nn.MultiheadAttention(WIDTH, 2, batch_first=True))
+    net = context(nn.MultiheadAttention(WIDTH, 2, batch_first=True))
     net.compile(backend=backend)
     x = tokens()
     expected = net(x, x, x, need_weights=False)[0]
     count = len(compilations)
-    with undisturbed(torch.device("cpu")):
+    with eager_inference(torch.device("cpu")):
         for _ in range(2):
             (out, _), captured, unreadable = capture(attention_layers(net), lambda: net(x, x, x, need_weights=False))
             torch.testing.assert_close(out, expected)
@@ -322,7 +322,7 @@ def test_random_numbers_are_not_used_up():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    with undisturbed(torch.device("cpu")):
+    with eager_inference(torch.device("cpu")):
         assert not (torch.rand(3, requires_grad=True) * 2).requires_grad
     assert torch.rand(3).equal(expected)
 

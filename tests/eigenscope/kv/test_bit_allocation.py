@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from eigenscope.kv import allocate_bits, rate_distortion_bound
-from eigenscope.kv.lloyd_max import distortions
+from eigenscope.kv.bit_planes import distortions
 
 
 def left(variances: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from eigenscope.kv import Exact, LowRankInt8, SpectralCache, TransformCodec, UniformInt, held_tensors
+from eigenscope.kv import Exact, LowRankInt8, SpectralCache, TransformCodec, UniformInt, stored_tensors
 
 SMALL = {"sinks": 4, "window": 8, "block": 16}
 LOSSLESS = {"exact": Exact(), "full rank": LowRankInt8(16, quantized=False)}
@@ -141,7 +141,7 @@ def test_conversation_goes_on_with_the_same_cache_and_starts_anew_after_reset(co
     assert cache.get_seq_length() == theirs.get_seq_length() == 129
     cache.reset()
     assert cache.get_seq_length() == 0
-    assert cache.report().held == cache.frame.frequencies.numel() * 4
+    assert cache.report().stored == cache.frame.frequencies.numel() * 4
     cache.set_padding(inputs["attention_mask"])
     assert torch.equal(turns(cache), expected)
 
@@ -200,14 +200,14 @@ def test_bytes_reported_are_those_of_all_tensors_held_and_of_a_file_of_them(code
     cache.set_padding(inputs["attention_mask"])
     net.generate(**inputs, past_key_values=cache, max_new_tokens=30, do_sample=False)
     layers = [{name: held for name, held in vars(layer).items() if name != "frame"} for layer in cache.layers]
-    tensors = held_tensors(layers, vars(cache.frame))
+    tensors = stored_tensors(layers, vars(cache.frame))
     unique = {tensor.data_ptr(): tensor for tensor in tensors.values() if tensor.numel()}
     report = cache.report()
-    assert report.held == pytest.approx(sum(t.numel() * t.element_size() for t in unique.values()), rel=1e-3)
-    assert report.held == sum(report.tiers().values())
+    assert report.stored == pytest.approx(sum(t.numel() * t.element_size() for t in unique.values()), rel=1e-3)
+    assert report.stored == sum(report.tiers().values())
     save_file({str(number): tensor for number, tensor in enumerate(unique.values())}, tmp_path / "cache")
     header = int.from_bytes((tmp_path / "cache").read_bytes()[:8], "little") + 8
-    assert (tmp_path / "cache").stat().st_size - header == pytest.approx(report.held, rel=1e-3)
+    assert (tmp_path / "cache").stat().st_size - header == pytest.approx(report.stored, rel=1e-3)
 
 
 def test_report_compares_with_the_cache_it_replaces():
@@ -219,8 +219,8 @@ def test_report_compares_with_the_cache_it_replaces():
     baseline = sum(t.numel() * 4 for layer in theirs.layers for t in (layer.keys, layer.values))
     assert report.baseline == baseline
     assert (report.tokens, report.sequences, report.dtype) == (158, 3, torch.float32)
-    assert report.times_smaller == pytest.approx(baseline / report.held)
-    assert report.removed == pytest.approx(1 - report.held / baseline)
+    assert report.compression_ratio == pytest.approx(baseline / report.stored)
+    assert report.fraction_saved == pytest.approx(1 - report.stored / baseline)
     assert report.sinks == 2 * 2 * 3 * 2 * 4 * 16 * 4  # layers, keys and values, B, H, sinks, d, bytes
     assert report.positions == 8 * 4  # frequencies alone: no table of angles outlives a forward pass
     assert report.tail == 2 * 2 * 3 * 2 * (158 - 4 - 9 * 16) * 16 * 4
@@ -229,4 +229,4 @@ def test_report_compares_with_the_cache_it_replaces():
     assert any(line.split() == ["codes", f"{report.codes:,}", "bytes"] for line in lines)
     assert any(line.split()[:2] == ["in", "float32"] for line in lines)
     assert len({len(line) for line in lines[1:-1]}) == 1
-    assert lines[-1] == f"{report.times_smaller:.2f}× smaller, {100 * report.removed:.1f} % removed"
+    assert lines[-1] == f"{report.compression_ratio:.2f}× smaller, {100 * report.fraction_saved:.1f} % removed"

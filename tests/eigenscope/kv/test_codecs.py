@@ -13,9 +13,9 @@ from eigenscope.kv import (
     TransformCodec,
     UniformInt,
     bits_per_element,
-    bytes_held,
-    held_tensors,
+    nbytes,
     relative_error,
+    stored_tensors,
 )
 
 CODECS = [
@@ -102,10 +102,10 @@ def test_codes_own_compact_memory_and_outlive_their_input(codec):
     state = fitted_to(codec, X)
     code = codec.encode(X[:, :, 10:60], state)
     decoded = codec.decode(code, state)
-    for tensor in held_tensors(code, state).values():
+    for tensor in stored_tensors(code, state).values():
         assert tensor.is_contiguous()
         assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    assert not {x.data_ptr() for x in held_tensors(code).values()} & {X.data_ptr(), X[:, :, 10:].data_ptr()}
+    assert not {x.data_ptr() for x in stored_tensors(code).values()} & {X.data_ptr(), X[:, :, 10:].data_ptr()}
     X.zero_()
     assert torch.equal(codec.decode(code, state), decoded)
 
@@ -120,10 +120,10 @@ def test_layers_and_heads_are_groups_and_bytes_are_told_apart(codec):
     assert (relative_error(X.movedim(1, 0).flatten(1), decoded.movedim(1, 0).flatten(1), dim=-1) < 0.5).all()
     by_group = codec.bytes_by_group(code, state)
     assert by_group.shape == (3, 4)
-    assert float(by_group.sum()) == pytest.approx(bytes_held(code, state), rel=1e-12)
+    assert float(by_group.sum()) == pytest.approx(nbytes(code, state), rel=1e-12)
     for layer in range(3):  # layers do not share a budget
         alone = fitted_to(codec, X[:, layer])
-        held = bytes_held(codec.encode(X[:, layer], alone), alone)
+        held = nbytes(codec.encode(X[:, layer], alone), alone)
         assert float(by_group[layer].sum()) == pytest.approx(held, abs=40)
 
 
@@ -209,7 +209,7 @@ def test_gradients_are_not_recorded(codec):
     X = tokens(1, 2, 40, 16).requires_grad_()
     state = fitted_to(codec, X)
     assert not codec.decode(codec.encode(X, state), state).requires_grad
-    assert not any(x.requires_grad for x in held_tensors(codec.encode(X, state), state).values())
+    assert not any(x.requires_grad for x in stored_tensors(codec.encode(X, state), state).values())
 
 
 @every_codec
@@ -217,7 +217,7 @@ def test_bits_are_those_of_the_bytes(codec):
     X = tokens(1, 2, 40, 16)
     state = fitted_to(codec, X)
     code = codec.encode(X, state)
-    assert bits_per_element(X.numel(), code, state) == 8 * bytes_held(code, state) / X.numel()
+    assert bits_per_element(X.numel(), code, state) == 8 * nbytes(code, state) / X.numel()
 
 
 @every_codec
@@ -233,8 +233,8 @@ def test_autocast_changes_nothing(codec, dtype):
     plain_code = codec.encode(X, plain_state)
     plain_factors = codec.factors(plain_code, plain_state)
     plain = [codec.decode(plain_code, plain_state), plain_factors.multiplied()]
-    held = held_tensors(state, code, factors, decoded)
-    expected = held_tensors(plain_state, plain_code, plain_factors, plain)
+    held = stored_tensors(state, code, factors, decoded)
+    expected = stored_tensors(plain_state, plain_code, plain_factors, plain)
     assert held.keys() == expected.keys()
     for name, tensor in held.items():
         assert tensor.dtype == expected[name].dtype

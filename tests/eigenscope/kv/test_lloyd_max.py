@@ -5,7 +5,7 @@ import scipy.integrate
 import scipy.stats
 import torch
 
-from eigenscope.kv.lloyd_max import dequantize, distortions, lloyd_max, quantize
+from eigenscope.kv.bit_planes import dequantize, distortions, lloyd_max, quantize
 
 
 @pytest.mark.parametrize(("bits", "published"), [(1, 0.3634), (2, 0.1175), (3, 0.03454), (4, 0.009497), (5, 0.002499)])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from eigenscope.kv import LowRankInt8, bytes_held, relative_error
+from eigenscope.kv import LowRankInt8, nbytes, relative_error
 
 
 def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -44,7 +44,7 @@ def test_scales_that_underflow_do_not_wrap_codes():
 def test_quantising_is_smaller_and_little_worse():
     X = tokens(2, 100, 32)
     exact, rounded = LowRankInt8(8, quantized=False), LowRankInt8(8)
-    assert bytes_held(rounded.encode(X, rounded.fit(X))) < 0.35 * bytes_held(exact.encode(X, exact.fit(X)))
+    assert nbytes(rounded.encode(X, rounded.fit(X))) < 0.35 * nbytes(exact.encode(X, exact.fit(X)))
     errors = [float(relative_error(X, through(codec, X), dim=None)) for codec in (exact, rounded)]
     assert errors[0] < errors[1] < 1.05 * errors[0]
 

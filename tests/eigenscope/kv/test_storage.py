@@ -11,8 +11,8 @@ from eigenscope.kv import (
     TransformCodec,
     UniformInt,
     bits_per_element,
-    bytes_held,
-    held_tensors,
+    nbytes,
+    stored_tensors,
 )
 
 
@@ -33,8 +33,8 @@ def test_bytes_reported_are_those_of_the_tensors_and_of_a_file(codec, expected, 
     X = torch.randn(1, 2, 512, 64, generator=torch.Generator().manual_seed(0)).half()
     state = codec.fit(X, queries=X)
     code = codec.encode(X, state)
-    held = bytes_held(code, state)
-    tensors = held_tensors(code, state)
+    held = nbytes(code, state)
+    tensors = stored_tensors(code, state)
     assert held == sum(x.numel() * x.element_size() for x in tensors.values())
     if expected is not None:
         assert held == expected
@@ -44,16 +44,16 @@ def test_bytes_reported_are_those_of_the_tensors_and_of_a_file(codec, expected, 
 
 def test_a_storage_counts_once_and_whole():
     X = torch.zeros(100, dtype=torch.float32)
-    assert bytes_held(X[3:5]) == 400
-    assert bytes_held(X[:5], {"tail": (X[5:], [X])}) == 400
-    assert bytes_held(X, X.clone()) == 800
-    assert bytes_held(torch.empty(0), torch.empty(0), None, 3, "text") == 0
+    assert nbytes(X[3:5]) == 400
+    assert nbytes(X[:5], {"tail": (X[5:], [X])}) == 400
+    assert nbytes(X, X.clone()) == 800
+    assert nbytes(torch.empty(0), torch.empty(0), None, 3, "text") == 0
 
 
 def test_names_lead_to_the_tensors():
     X = torch.randn(1, 2, 8, 4)
     code = Exact().encode(X, Exact().fit(X))
-    named = held_tensors({"keys": [code]}, (X,))
+    named = stored_tensors({"keys": [code]}, (X,))
     assert set(named) == {"0.keys.0.X", "1.0"}
     assert named["0.keys.0.X"] is code.X
 
@@ -67,7 +67,7 @@ def test_bits_per_element():
 @pytest.mark.parametrize("tree", [object(), [torch.zeros(2), {"net": torch.nn.Linear(2, 2)}], iter([torch.zeros(2)])])
 def test_what_may_hide_tensors_is_refused(tree):
     with pytest.raises(TypeError, match=r"got (object|Linear at 0\.1\.net|list_iterator)"):
-        bytes_held(tree)
+        nbytes(tree)
     with pytest.raises(TypeError, match="trees must be tensors"):
-        held_tensors(tree)
-    assert bytes_held(torch.float16, torch.device("cpu"), torch.Size([3]), 2.5, True) == 0
+        stored_tensors(tree)
+    assert nbytes(torch.float16, torch.device("cpu"), torch.Size([3]), 2.5, True) == 0

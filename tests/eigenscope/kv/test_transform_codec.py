@@ -9,7 +9,7 @@ from eigenscope.kv import (
     ScoreAwareCodec,
     TransformCodec,
     bits_per_element,
-    bytes_held,
+    nbytes,
     rate_distortion_bound,
     relative_error,
 )
@@ -84,7 +84,7 @@ def test_the_budget_is_met_to_within_a_plane(bits, tokens):
     state = codec.fit(X)
     served = 2 * 200 if tokens is None else tokens
     planes = codec.encode(X, state).planes.shape[-2]
-    held = bytes_held(state) + planes * served / 8  # when so many tokens are encoded
+    held = nbytes(state) + planes * served / 8  # when so many tokens are encoded
     allowed = bits * served * 3 * 32 / 8
     assert allowed - served / 8 < held <= allowed
 
@@ -159,7 +159,7 @@ def test_tensors_that_are_held_are_small():
     code = codec.encode(X, state)
     K, planes = len(state.owner), int(state.rows.sum())
     assert code.planes.shape == (planes, 64)
-    assert bytes_held(state) == K * (128 + 2 + 2) + 2 * 128 * 2 + 32
+    assert nbytes(state) == K * (128 + 2 + 2) + 2 * 128 * 2 + 32
     assert codec.encode(X[:, :11], state).planes.shape == (planes, 2)  # padded to whole bytes
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from eigenscope.kv import UniformInt, bytes_held, relative_error
+from eigenscope.kv import UniformInt, nbytes, relative_error
 
 
 def through(codec: UniformInt, X: torch.Tensor) -> torch.Tensor:
@@ -42,7 +42,7 @@ def test_each_option_changes_what_is_held():
     X = torch.randn(1, 2, 64, 32)
 
     def held(codec: UniformInt) -> int:
-        return bytes_held(codec.encode(X, codec.fit(X)))
+        return nbytes(codec.encode(X, codec.fit(X)))
 
     integers = 2 * 64 * 32 // 8
     assert held(UniformInt(4)) == 4 * integers + 2 * 64 * 8

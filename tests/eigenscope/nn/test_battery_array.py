@@ -181,8 +181,8 @@ def test_tiles_make_the_whole():
 
 def test_sectors_are_those_of_a_patch_svae():
     array = BatteryArray(2, **SMALL)
-    assert array.sector_shapes == {"M": (8, 4)}
-    assert array.encode(noise(2, 3, 8, 8)).sectors["M"].shape == (2, 2, 4, 8, 4)
+    assert array.point_set_shapes == {"M": (8, 4)}
+    assert array.encode(noise(2, 3, 8, 8)).point_sets["M"].shape == (2, 2, 4, 8, 4)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from eigenscope.nn import CausalTransformer, llama_weights, observe, probes
+from eigenscope.nn import CausalTransformer, hook_points, llama_weights, observe
 from eigenscope.nn.causal_transformer import rotate
 
 SMALL = {"vocabulary": 11, "width": 16, "num_heads": 4, "mlp_width": 24}
@@ -119,7 +119,7 @@ def test_attention_starts_by_copying(key_heads):
 
 def test_probes():
     kinds = ("queries", "keys", "values")
-    assert list(probes(network())) == [f"blocks.{i}.attention.{kind}" for i in range(2) for kind in kinds]
+    assert list(hook_points(network())) == [f"blocks.{i}.attention.{kind}" for i in range(2) for kind in kinds]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 
 from eigenscope.nn.companding import SCALES, compand, expand
 from eigenscope.noise import draw_noise
-from eigenscope.noise.laws import NOISE_LAWS
+from eigenscope.noise.distributions import NOISE_DISTRIBUTIONS
 
 
 def test_the_scale_is_the_median_magnitude():
@@ -22,7 +22,7 @@ def test_the_scale_has_bounds(size, scale):
 
 
 def test_every_noise_type_comes_back():
-    types = torch.arange(len(NOISE_LAWS))
+    types = torch.arange(len(NOISE_DISTRIBUTIONS))
     x = draw_noise(types, seed=0, epoch=0, samples=types, image_size=16).flatten(2)
     u, log_scale = compand(x)
     assert u.shape == x.shape

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from eigenscope.nn import DeiT, TapConfig, observe, probes
+from eigenscope.nn import DeiT, TapConfig, hook_points, observe
 
 SMALL = {"width": 32, "depth": 3, "num_heads": 4, "num_classes": 7}
 TAPS = TapConfig(layers=(1, 3), rank=8)
@@ -140,6 +140,6 @@ def test_bad_input(arguments, word):
 
 
 def test_all_probes_are_listed():
-    names = list(probes(DeiT(**SMALL, taps=TAPS)))
+    names = list(hook_points(DeiT(**SMALL, taps=TAPS)))
     assert len(names) == 3 * 3 + 2 + 1
     assert names[-3:] == ["taps.inputs.0", "taps.inputs.1", "taps.projected"]

@@ -40,7 +40,7 @@ def awake(path, **changes):
     """With implants that have a say, as after some training."""
     net = make(path, **changes)
     torch.manual_seed(1)
-    for parameter in (net.squeeze[0].weight, net.weigh.weight, net.weigh.bias):
+    for parameter in (net.to_bottleneck[0].weight, net.gate.weight, net.gate.bias):
         nn.init.normal_(parameter, std=0.3)
     return net
 
@@ -105,17 +105,17 @@ def test_the_batteries_are_those_of_the_container_and_compute_what_these_do(arra
     rows = nn.functional.normalize(net.mix_latent(latent).unflatten(-1, (2, 6, 4)), dim=-1).flatten(-2)
     written = [battery.decoder(rows[..., k, :]) for k, battery in enumerate(batteries)]
     plain, _, _ = SimplexVAE._decode(net, code.z, code.log_scale)
-    expected = plain + sum(net.weigh(latent)[..., k, None] * patch for k, patch in enumerate(written))
+    expected = plain + sum(net.gate(latent)[..., k, None] * patch for k, patch in enumerate(written))
     torch.testing.assert_close(reconstructions, expected)
 
 
-def test_the_implants_are_a_sector(path):
+def test_the_implants_are_a_point_set(path):
     net = make(path)
-    sectors = net(images(2, 3, 8, 8))[1].sectors
-    assert list(sectors) == list(net.sector_shapes) == ["M", "implants", "bottleneck", "mu", "z", "H", "decoder"]
-    assert net.sector_shapes["implants"] == (5, 8)
-    assert sectors["implants"].shape == (2, 4, 5, 8)
-    torch.testing.assert_close(sectors["implants"].norm(dim=-1), torch.ones(2, 4, 5))
+    point_sets = net(images(2, 3, 8, 8))[1].point_sets
+    assert list(point_sets) == list(net.point_set_shapes) == ["M", "implants", "bottleneck", "mu", "z", "H", "decoder"]
+    assert net.point_set_shapes["implants"] == (5, 8)
+    assert point_sets["implants"].shape == (2, 4, 5, 8)
+    torch.testing.assert_close(point_sets["implants"].norm(dim=-1), torch.ones(2, 4, 5))
 
 
 def test_controls(array, path):

@@ -25,7 +25,7 @@ def images(*shape, seed=0):
 
 def loss_of(net, x):
     reconstructions, code = net(x)
-    points = sum(sector.square().sum() for sector in code.sectors.values())
+    points = sum(point_set.square().sum() for point_set in code.point_sets.values())
     return (reconstructions - code.companded).square().mean() + code.kl.mean() + points
 
 
@@ -65,19 +65,19 @@ def test_shapes_of_images_that_are_not_square(slots):
 
 @pytest.mark.parametrize("slots", [1, 3])
 def test_sectors_are_complete_and_on_the_sphere(slots):
-    assert make().sector_shapes["mu"] == make(image_size=4).sector_shapes["z"] == (5, 4)  # the least there is
+    assert make().point_set_shapes["mu"] == make(image_size=4).point_set_shapes["z"] == (5, 4)  # the least there is
     net = make(slots=slots, image_size=12)
     _, code = net(images(2, 3, 12, 12))
-    assert list(code.sectors) == list(net.sector_shapes) == ["M", "bottleneck", "mu", "z", "H", "decoder"]
-    for name, points in code.sectors.items():
+    assert list(code.point_sets) == list(net.point_set_shapes) == ["M", "bottleneck", "mu", "z", "H", "decoder"]
+    for name, points in code.point_sets.items():
         torch.testing.assert_close(points.norm(dim=-1), torch.ones(points.shape[:-1]))
-        V, D = net.sector_shapes[name]
+        V, D = net.point_set_shapes[name]
         if name in ("mu", "z"):
             assert points.shape == (1, 2 * 9 * slots, D) == (1, 2 * V, D)
         else:
             assert points.shape == (2, 9, V, D)
-    torch.testing.assert_close(code.sectors["mu"][0, 0], code.mu[0, 0, 0] / code.mu[0, 0, 0].norm())
-    torch.testing.assert_close(code.sectors["z"][0, -1], code.z[-1, -1, -1] / code.z[-1, -1, -1].norm())
+    torch.testing.assert_close(code.point_sets["mu"][0, 0], code.mu[0, 0, 0] / code.mu[0, 0, 0].norm())
+    torch.testing.assert_close(code.point_sets["z"][0, -1], code.z[-1, -1, -1] / code.z[-1, -1, -1].norm())
 
 
 def test_training_samples_and_evaluation_does_not():
@@ -143,12 +143,12 @@ def test_no_weights_take_the_variance_out_of_bounds():
 
 def test_gradients_of_rows_of_zeros_are_finite_and_moderate():
     net = make()
-    for layer in (net.encoder[-1], net.posterior, net.squeeze[0], net.raise_latent, net.decoder[0]):
+    for layer in (net.encoder[-1], net.posterior, net.to_bottleneck[0], net.expand_latent, net.decoder[0]):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
     _, code = net(images(2, 3, 8, 8), sample=False)
     weights = images(100, seed=1)
-    sum((sector * weights[: sector.shape[-1]]).sum() for sector in code.sectors.values()).backward()
+    sum((point_set * weights[: point_set.shape[-1]]).sum() for point_set in code.point_sets.values()).backward()
     for name, parameter in net.named_parameters():
         if parameter.grad is not None:
             assert parameter.grad.abs().max() < 1e8, name  # of sums over a hundred rows
@@ -160,7 +160,7 @@ def test_decode_inverts_what_forward_reconstructs():
     x = images(2, 3, 8, 12)
     reconstructions, code = net(x)
     expected, encoded = net.to_images(reconstructions, code.log_scale, code.grid), net.encode(x)
-    assert set(encoded.sectors) == {"M", "bottleneck", "mu", "z"}
+    assert set(encoded.point_sets) == {"M", "bottleneck", "mu", "z"}
     torch.testing.assert_close(net.decode(encoded.z, encoded.log_scale, encoded.grid), expected)
 
 
@@ -193,7 +193,7 @@ def test_autocast_leaves_points_and_latents_in_fp32():
         reconstructions, code = net(images(2, 3, 8, 8))
     assert reconstructions.dtype == torch.float32
     assert code.mu.dtype == code.log_variance.dtype == code.companded.dtype == torch.float32
-    for points in code.sectors.values():
+    for points in code.point_sets.values():
         assert points.dtype == torch.float32
         torch.testing.assert_close(points.norm(dim=-1), torch.ones(points.shape[:-1]))
 

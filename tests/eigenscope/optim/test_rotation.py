@@ -16,8 +16,8 @@ def orthogonal(n, seed=0):
     return torch.linalg.qr(torch.randn(n, n, generator=generator(seed), dtype=torch.float64)).Q
 
 
-def turned(n, angle, plane=(0, 1)):
-    """The identity, turned by an angle in the plane of two axes."""
+def projected_grad(n, angle, plane=(0, 1)):
+    """The identity, projected_grad by an angle in the plane of two axes."""
     R = torch.eye(n, dtype=torch.float64)
     i, j = plane
     R[i, i] = R[j, j] = math.cos(angle)
@@ -36,7 +36,7 @@ VALUES = torch.tensor([32.0, 16, 8, 4, 2, 1], dtype=torch.float64)
 def test_a_turn_in_one_plane(angle):
     """Of the first and the fifth eigenvector, with eigenvalues a and b: every figure has a closed form."""
     basis = orthogonal(6)
-    other = basis @ turned(6, angle, (0, 4))
+    other = basis @ projected_grad(6, angle, (0, 4))
     found = measure_rotation(eigenbasis(factor(VALUES, other), other), eigenbasis(factor(VALUES, basis), basis), k=3)
     assert float(found.top1_deg) == pytest.approx(math.degrees(angle), rel=1e-6)
     assert float(found.topk_deg) == pytest.approx(math.degrees(angle), rel=1e-6)
@@ -142,7 +142,9 @@ def test_thresholds(topk_deg, shape_change, distance, said):
 
 def test_a_basis_that_left_an_unchanged_factor_is_no_gauge():
     A = torch.diag(torch.tensor([100.0, 10.0, 1.0, 0.1], dtype=torch.float64))
-    found = measure_rotation(eigenbasis(A, turned(4, math.pi / 4)), eigenbasis(A, torch.eye(4, dtype=torch.float64)), 1)
+    found = measure_rotation(
+        eigenbasis(A, projected_grad(4, math.pi / 4)), eigenbasis(A, torch.eye(4, dtype=torch.float64)), 1
+    )
     assert found.shape_change == 0
     assert verdict(float(found.topk_deg), 0.0, float(found.distance)) == "diverged"
 

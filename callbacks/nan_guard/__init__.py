@@ -1,0 +1,1 @@
+"""Detects, locates and handles NaN and Inf in training."""

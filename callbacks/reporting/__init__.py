@@ -1,0 +1,1 @@
+"""Callbacks that report a run: tables, scoreboard, run metadata, TensorBoard."""

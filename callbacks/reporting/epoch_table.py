@@ -1,0 +1,79 @@
+"""What a run prints: a table row an epoch, and which optimizer each parameter goes to."""
+
+import statistics
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from eigenscope.callbacks._output import print_beside_bar, tensorboard_loggers
+from eigenscope.callbacks.reporting.epoch_recorder import EpochRecorder
+from eigenscope.optim import Routed, routing_table
+from eigenscope.results import scored
+from eigenscope.text import duration
+
+_WIDTHS = (6, 11, 10, 8, 8, 10, 9, 8, 8)
+
+
+class EpochTable(EpochRecorder):
+    """Prints a line an epoch, above the progress bar where there is one.
+
+    Columns: epoch, the score in training and validation, training loss, their gap (training minus validation), the
+    best score so far and its epoch, the seconds that the epoch took with validation, and the time the run has left.
+    A figure that was not logged is shown as ``-``.
+
+    Args:
+        score: the logged figure that epochs are judged by.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints the header."""
+        super().on_train_start(trainer, pl_module)
+        leaf, unit = self.score.name.removeprefix("val/"), self.score.unit
+        titles = ("epoch", f"train {leaf}{unit}", f"val {leaf}{unit}", "loss", "gap", f"best{unit}", "at epoch")
+        print_beside_bar(trainer, pl_module, _line((*titles, "seconds", "left")))
+
+    def epoch_recorded(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints the epoch's line."""
+        row = self.epochs[-1]
+        train, val = row.metrics.get(self.score.train_name), row.metrics.get(self.score.name)
+        loss = row.metrics.get("train/loss")
+        known = scored(self.epochs, self.score)
+        best = self.score.best(known) if known else None
+        cells = [
+            str(row.epoch),
+            "-" if train is None else self.score.text(train),
+            "-" if val is None else self.score.text(val),
+            "-" if loss is None else f"{loss:#.4g}",
+            "-" if train is None or val is None else self.score.text(train - val, sign="+"),
+            "-" if best is None else self.score.text(best[0]),
+            "-" if best is None else str(best[1]),
+            f"{row.seconds:.1f}",
+            self._left(trainer),
+        ]
+        print_beside_bar(trainer, pl_module, _line(cells))
+
+    def _left(self, trainer: Trainer) -> str:
+        if trainer.max_epochs is None or trainer.max_epochs < 0:
+            return "-"
+        left = max(0, trainer.max_epochs - self.epochs[-1].epoch)
+        return duration(left * statistics.median(row.seconds for row in self.epochs))
+
+
+def _line(cells: tuple[str, ...] | list[str]) -> str:
+    return " ".join(f"{cell:>{width}}" for cell, width in zip(cells, _WIDTHS, strict=True))
+
+
+class ParameterRouting(Callback):
+    """Prints the routing table once, when training starts, and logs it as a text card ``optimizer/routing``.
+
+    An optimizer without ``routes``, such as AdamW alone, has no table: nothing is printed then.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints and logs the table."""
+        for optimizer in trainer.optimizers:
+            if isinstance(optimizer, Routed):
+                table = routing_table(optimizer.routes)
+                print_beside_bar(trainer, pl_module, table)
+                for logger in tensorboard_loggers(trainer) if trainer.is_global_zero else []:
+                    card = "\n".join(f"    {line}" for line in table.splitlines())  # Markdown's code block
+                    logger.experiment.add_text("optimizer/routing", card, trainer.global_step)

@@ -1,0 +1,93 @@
+"""The board over all runs."""
+
+import dataclasses
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+
+from eigenscope.callbacks._output import print_beside_bar, run_folder
+from eigenscope.callbacks.reporting.effective_settings import optimizer_names
+from eigenscope.callbacks.reporting.epoch_recorder import EpochRecorder
+from eigenscope.results import (
+    MonitoredMetric,
+    RunResult,
+    add_to_scoreboard,
+    read_scoreboard,
+    scoreboard_table,
+    scored,
+    update_record,
+)
+
+
+class Scoreboard(EpochRecorder):
+    """After each fit adds its result to ``run.json`` in the log folder and a row to the board, and prints the board.
+
+    If the same trainer reads the test set afterwards, its figures join the result and the row. A run without logs
+    has a row alone; a ``fast_dev_run``, or a run in which the score was never logged, leaves nothing.
+
+    Args:
+        path: the board's CSV file.
+        score: the logged figure that runs are judged by.
+        name: of the experiment; None takes the logger's.
+        show: print the board after the fit.
+
+    Raises:
+        ValueError: when a fit begins, if the file is there and is not a scoreboard.
+    """
+
+    def __init__(
+        self,
+        path: str = "runs/scoreboard.csv",
+        score: MonitoredMetric = MonitoredMetric(),  # noqa: B008  a frozen dataclass
+        name: str | None = None,
+        show: bool = True,
+    ) -> None:
+        super().__init__(score)
+        self.path = Path(path)
+        self.name = name
+        self.show = show
+        self._result: RunResult | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Looks at the board, on which there must be room for the run at its end."""
+        if stage == "fit":
+            read_scoreboard(self.path)
+
+    def epoch_recorded(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing to do before the end."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the result."""
+        fast = bool(getattr(trainer, "fast_dev_run", False))
+        if not trainer.is_global_zero or fast or not scored(self.epochs, self.score):
+            return
+        seed = os.environ.get("PL_GLOBAL_SEED")
+        self._result = RunResult(
+            name=self.name or str(trainer.logger.name if trainer.logger is not None else type(pl_module).__name__),
+            seed=None if seed is None else int(seed),
+            parameters=sum(parameter.numel() for parameter in pl_module.parameters()),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            log_dir=str(run_folder(trainer) or ""),
+            epochs=tuple(self.epochs),
+            score=self.score,
+            precision=str(trainer.precision),
+            optimizer=optimizer_names(trainer.optimizers),
+            protocol=getattr(getattr(trainer, "datamodule", None), "protocol", ""),
+        )
+        self._write(self._result)
+        if self.show:
+            board = scoreboard_table(read_scoreboard(self.path))
+            print_beside_bar(trainer, pl_module, f"\nScoreboard ({self.path})\n{board}\n")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Adds the figures of the test set to the result of the fit before."""
+        if self._result is not None:
+            test = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("test/")}
+            self._write(dataclasses.replace(self._result, test=test))
+
+    def _write(self, result: RunResult) -> None:
+        if result.log_dir:
+            update_record(Path(result.log_dir), result=result)
+        add_to_scoreboard(self.path, result)

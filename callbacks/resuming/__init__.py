@@ -1,0 +1,1 @@
+"""Callbacks for exact resume: state, checkpoints, configuration, logs."""

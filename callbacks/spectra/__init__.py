@@ -1,0 +1,1 @@
+"""Callbacks about spectra: eigenbases, CV of simplex volumes, KV caches, latents, batteries."""

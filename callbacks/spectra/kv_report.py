@@ -1,0 +1,109 @@
+"""How compressed keys and values are reported: as a table, a card and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from eigenscope.charts import Chart
+from eigenscope.figures import layer_heat_maps, rate_distortion_figure
+from eigenscope.kv.metric_sums import BOUND_BITS, KVMetricSums
+from eigenscope.text import text_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLUMNS = {  # measure to its heading and format
+    "ratio": ("×", ".2f"),
+    "bits_keys": ("bits K", ".2f"),
+    "bits_values": ("bits V", ".2f"),
+    "error_keys": ("error K", ".3g"),
+    "bound_keys": ("bound K", ".2g"),
+    "error_values": ("error V", ".3g"),
+    "bound_values": ("bound V", ".2g"),
+    "score_rmse": ("scores", ".2g"),
+    "attention_kl": ("attn. KL", ".2g"),
+    "output_cosine": ("out. cos.", ".4f"),
+    "top1_agreement": ("same top-1", ".1%"),
+    "accuracy_difference": ("accuracy", "+.1%"),
+    "logit_kl": ("logit KL", ".2g"),
+}
+
+
+_CHARTS = {
+    "bits_keys": "bits of keys (an element)",
+    "error_keys": "relative error of keys",
+    "bits_values": "bits of values (an element)",
+    "error_values": "relative error of values",
+    "ratio": "bytes before over bytes stored",
+    "top1_agreement": "predictions that stay",
+    "accuracy_difference": "accuracy, decoded minus exact",
+}
+
+
+def charts(codecs: Sequence[str]) -> list[Chart]:
+    """The measures over all layers, a curve for each codec, some of which may not have been measured."""
+    return [
+        Chart("Keys and values: rate and distortion", title, tuple(f"kv/{codec}/{name}" for codec in codecs))
+        for name, title in _CHARTS.items()
+    ]
+
+
+def printed(tally: KVMetricSums, dtype: torch.dtype | None) -> str:
+    """The measures over all layers, a codec a line."""
+    return f"{text_table(*_table(tally))}\n{_legend(tally, dtype)}"
+
+
+def card(tally: KVMetricSums, dtype: torch.dtype | None, title: str) -> str:
+    """The same as Markdown."""
+    header, rows = _table(tally)
+    lines = [f"**{title}**", "", *(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))]
+    return "\n".join([*lines, "", _legend(tally, dtype)])
+
+
+def figures(tally: KVMetricSums) -> dict[str, Figure]:
+    """What there is to draw, by tag."""
+    measures = tally.by_layer()
+    bits, errors = (
+        torch.stack([measures[f"{what}_{x}"] for x in ("keys", "values")], -1) for what in ("bits", "error")
+    )
+    maps = {
+        "relative error of keys": measures["error_keys"],
+        "relative error of values": measures["error_values"],
+        "attention KL (nats)": measures["attention_kl"],
+    }
+    return {
+        "rate_distortion": rate_distortion_figure(
+            tally.layers, tally.codecs, bits, errors, BOUND_BITS, tally.bound_curves()
+        ),
+        "layers": layer_heat_maps(tally.layers, tally.codecs, maps),
+    }
+
+
+def _table(tally: KVMetricSums) -> tuple[list[str], list[list[str]]]:
+    measures = tally.overall()
+    present = {name: tally.present(name, values) for name, values in measures.items()}
+    shown = {name: column for name, column in _COLUMNS.items() if present[name].any()}
+    rows = [
+        [
+            codec,
+            *(
+                f"{float(measures[name][number]):{form}}" if present[name][number] else "–"
+                for name, (_, form) in shown.items()
+            ),
+        ]
+        for number, codec in enumerate(tally.codecs)
+    ]
+    return ["codec", *(heading for heading, _ in shown.values())], rows
+
+
+def _legend(tally: KVMetricSums, dtype: torch.dtype | None) -> str:
+    predictions = int(tally.network[:, -1].max()) if len(tally.codecs) else 0
+    measured = f", {predictions:,} predictions" if predictions else ""
+    held = "as it is" if dtype is None else f"in {str(dtype).removeprefix('torch.')}"
+    return (
+        f"× = bytes of keys and values {held} / bytes stored; errors are relative, bound: the least of any code of "
+        f"Gaussian tokens\nat these bits; scores: RMSE; KL in nats; accuracy: difference to exact{measured}"
+    )

@@ -1,0 +1,50 @@
+"""The command line: ``fit``, ``validate``, ``test``, ``predict`` by LightningCLI, and ``compare``."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+_LINKS = ("callbacks", "configs", "datamodules", "lightning_modules")
+
+
+def main(args: list[str] | None = None) -> Any:
+    """Runs the command line.
+
+    Args:
+        args: what would follow ``eigenscope`` in a shell; None takes it from there.
+
+    Returns:
+        The LightningCLI object with ``trainer``, ``model`` and ``datamodule``; of ``compare``, the summaries.
+
+    Raises:
+        SystemExit: with code 2, after a sentence on stderr, if what was asked for cannot be understood.
+    """
+    from eigenscope.cli import lightning_cli  # the door itself imports nothing, so that it can say what is missing
+
+    return lightning_cli.main(args)
+
+
+def resolve(args: list[str]) -> dict[str, Any]:
+    """The full configuration that ``fit`` would run with these arguments, as plain values.
+
+    Raises:
+        UsageError: they cannot be understood.
+    """
+    from eigenscope.cli import lightning_cli
+
+    return lightning_cli.resolve(args)
+
+
+def script() -> None:
+    """The command ``eigenscope``: an error that the user can fix is one sentence instead of a traceback."""
+    package = Path(__file__).parents[1]
+    broken = [name for name in _LINKS if not (package / name).is_dir()]
+    if broken:
+        sys.exit(
+            f"error: {', '.join(f'eigenscope/{name}' for name in broken)} should be symbolic links, but this checkout "
+            "was made without them: enable symbolic links (git config core.symlinks true; on Windows also Developer "
+            "Mode) and check it out again with 'git checkout -- eigenscope'"
+        )
+    from eigenscope.cli import lightning_cli
+
+    lightning_cli.script()

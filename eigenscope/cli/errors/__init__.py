@@ -1,0 +1,1 @@
+"""Errors of command line, configuration and run, each explained in one sentence."""

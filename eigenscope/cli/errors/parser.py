@@ -1,0 +1,125 @@
+"""A parser whose errors are one sentence."""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NoReturn, get_origin
+
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse._actions import _ActionConfigLoad
+
+from eigenscope.cli.errors.class_names import argument_annotation, argument_default, class_at
+from eigenscope.cli.errors.type_descriptions import branches
+
+
+class UsageError(Exception):
+    """What was asked for cannot be understood; the message is one sentence that says why."""
+
+
+class ExplainingParser(ArgumentParser):
+    """A parser whose refusals are :class:`UsageError` instead of a usage and an exit.
+
+    Attributes:
+        packages: names of packages whose re-exports are the classes that a configuration names.
+        more_subcommands: subcommands that somebody else takes care of.
+    """
+
+    packages: ClassVar[Sequence[str]] = ()
+    more_subcommands: ClassVar[Sequence[str]] = ()
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
+        """Parses.
+
+        Raises:
+            UsageError: it does not.
+        """
+        try:
+            config: Namespace = super().parse_args(*args, **kwargs)
+        except UnicodeDecodeError as error:  # of a file that is no text, which jsonargparse lets through
+            self.error(str(error), error)
+        for action in self._actions:  # jsonargparse takes `trainer: 5` of a file, and fails when it builds one
+            if isinstance(action, _ActionConfigLoad) and not isinstance(config.get(action.dest), Namespace):
+                self.error("", NoOptionsError(action.dest, config.get(action.dest)))
+        found = unfit_null(config.as_dict()[config.subcommand] if "subcommand" in config else config.as_dict())
+        if found is not None:
+            self.error("", NullError(*found))
+        return config
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Explains an error, unless this is the parser of a nested class: then the outermost will.
+
+        Raises:
+            UsageError: always, of the outermost parser.
+        """
+        if not self.exit_on_error:
+            super().error(message, ex)
+        try:
+            from eigenscope.cli.errors.parse_errors import explain_parse_error  # most command lines need no explanation
+
+            sentence = explain_parse_error(ex or argparse.ArgumentError(None, message), self)
+        except (ImportError, LookupError, AttributeError):  # another jsonargparse inside: its own words, then
+            sentence = " ".join(message.split())
+        raise UsageError(sentence) from ex
+
+
+class NoOptionsError(TypeError):
+    """A group of options was set to a plain value.
+
+    Attributes:
+        group: its key.
+        value: the value.
+    """
+
+    def __init__(self, group: str, value: object) -> None:
+        super().__init__(f"{group} must hold options, got {value}")
+        self.group = group
+        self.value = value
+
+
+class NullError(TypeError):
+    """An argument of a class is null and should not be.
+
+    Attributes:
+        path: the parts of its key.
+        annotation: the argument's.
+    """
+
+    def __init__(self, path: list[str], annotation: Any) -> None:
+        super().__init__(f"{'.'.join(path)} must not be null")
+        self.path = path
+        self.annotation = annotation
+
+
+_PLAIN = (bool, int, float, str)
+
+
+def unfit_null(config: Mapping[str, Any]) -> tuple[list[str], Any] | None:
+    """The first argument of a class that is null and should not be.
+
+    Args:
+        config: resolved, as nested dictionaries and lists.
+
+    Returns:
+        The parts of its key, and the argument's annotation, of plain types and literals; None if there is none.
+    """
+    return next(_unfit(config, [], None), None)
+
+
+def _unfit(value: Any, path: list[str], owner: Any) -> Iterator[tuple[list[str], Any]]:
+    if isinstance(value, Mapping):
+        if isinstance(value.get("class_path"), str):
+            owner = class_at(value["class_path"])
+        for key, item in value.items():
+            if item is not None:
+                yield from _unfit(item, [*path, key], owner if key == "init_args" else None)
+            elif owner is not None and path[-1] == "init_args":
+                annotation = argument_annotation(owner, key)
+                if _is_plain(annotation) and argument_default(owner, key) is not None:
+                    yield [*path, key], annotation
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _unfit(item, [*path, str(number)], None)
+
+
+def _is_plain(annotation: Any) -> bool:
+    parts = branches(annotation)
+    return all(part in _PLAIN or get_origin(part) is Literal for part in parts)

@@ -1,0 +1,322 @@
+"""LightningCLI for Eigenscope: ``fit``, ``validate``, ``test``, ``predict``, and the door to ``compare``."""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # its stub leaves it out
+
+import eigenscope.datamodules  # importing a package makes its classes known by their short names
+import eigenscope.lightning_modules
+import eigenscope.nn
+import eigenscope.optim
+from eigenscope import callbacks
+from eigenscope.callbacks._output import written_folders
+from eigenscope.callbacks.resuming.continued_tensorboard import ContinuedBoard
+from eigenscope.callbacks.resuming.run_provenance import RunProvenance
+from eigenscope.checkpoints import CONFIGURATION, SAVED_AT, read_checkpoint
+from eigenscope.cli.compare import compare_main
+from eigenscope.cli.errors.parser import ExplainingParser, UsageError
+from eigenscope.cli.errors.runtime_errors import check_writable, explain, is_from_setup, leave_to_main_thread, own_error
+from eigenscope.cli.process.lost_ranks import end_with_launcher, explain_lost_rank
+from eigenscope.cli.resume.compatibility import (
+    check_network,
+    check_resume,
+    continued_version,
+    find_checkpoint,
+)
+from eigenscope.cli.resume.warm_start import misshaped, read_weights, warm_start
+from eigenscope.optim.emerging import EMERGING_OPTIMIZERS
+from eigenscope.precision import has_bf16
+
+
+class ConfigurationError(ValueError):
+    """A class refused a value of the configuration."""
+
+
+class Parser(ExplainingParser, LightningArgumentParser):
+    """Lightning's parser, with one sentence for an error."""
+
+    packages = (
+        "eigenscope.lightning_modules",
+        "eigenscope.datamodules",
+        "eigenscope.callbacks",
+        "eigenscope.nn",
+        "eigenscope.optim",
+    )
+    more_subcommands = ("compare",)
+
+
+_LINKED = ("num_classes", "image_size")  # what the data tells the network
+
+
+class EigenscopeCLI(LightningCLI):
+    """LightningCLI in subclass mode; classes and image size flow from the data to the network."""
+
+    def __init__(self, args: ArgsType = None) -> None:
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=RunProvenance,
+            seed_everything_default=0,
+            parser_class=Parser,
+            trainer_defaults={
+                "callbacks": [
+                    eigenscope.callbacks.ParameterRouting(),
+                    eigenscope.callbacks.RunMetadataCallback(),
+                    eigenscope.callbacks.TensorBoardLayout(),
+                    eigenscope.callbacks.ExactResume(),
+                ]
+            },
+            parser_kwargs={
+                "description": "Train and examine models while watching their spectra.",
+                "epilog": "There is one more subcommand, compare: several configurations, several seeds, one table; "
+                "see 'compare --help'.",
+            },
+            args=args,
+        )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Makes a parser that takes no abbreviated options: a misspelt one is an error, not its nearest neighbour."""
+        return super().init_parser(allow_abbrev=False, **kwargs)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Links what the data knows to the network, ``net``, and guards every training against non-finite numbers."""
+        parser.add_lightning_class_args(eigenscope.callbacks.FiniteGuard, "finite_guard")
+        parser.add_argument(
+            "--warm_start",
+            type=str | None,
+            help="fit: a checkpoint or .safetensors file to begin with the weights of. Optimizer, epochs and random "
+            "streams begin anew; to go on with a run there is --ckpt_path.",
+        )
+        parser.add_argument(
+            "--warm_start_map",
+            type=dict[str, str | None] | None,
+            help="fit: where parts of the warm start belong, by the first parts of their names, such as "
+            "'{old.part: new.part, net.head: null}'; null leaves a part as initialised.",
+        )
+        for name in _LINKED:
+            parser.link_arguments(f"data.{name}", f"model.init_args.net.init_args.{name}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses; ``main(args)`` is meant to be called from Python, so Lightning's warning against it is left out."""
+        self.config = parser.parse_args(cast(list[str] | None, args))
+
+    def _parse_ckpt_path(self) -> None:
+        """Leaves the configuration as it was given: Lightning's would let a checkpoint's hyperparameters win."""
+
+    def before_instantiate_classes(self) -> None:
+        """Replaces bf16 by fp32 where the device would only emulate it, and says so; looks at the checkpoint.
+
+        Raises:
+            ConfigurationError: the checkpoint cannot be read, or the configuration contradicts it.
+        """
+        self._avoid_emulated_bf16()
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        config = self.config[self.subcommand]
+        try:
+            if config.warm_start is not None and self.subcommand != "fit" and config.ckpt_path is None:
+                raise ValueError(f"warm_start is for fit; to {self.subcommand} trained weights give --ckpt_path")
+            if config.warm_start_map is not None and config.warm_start is None:
+                raise ValueError("warm_start_map says where the parts of warm_start belong, of which there is none")
+            if config.ckpt_path is not None:
+                self._check_checkpoint(find_checkpoint(config.ckpt_path))
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
+
+    def _check_checkpoint(self, path: Path) -> None:
+        """Refuses a checkpoint that does not go with the configuration; a run that goes on does so in its folder."""
+        config = self.config[self.subcommand]
+        config.ckpt_path = str(path)
+        if config.weights_only is False:
+            raise ValueError("weights_only must be null or true, got False: reading a checkpoint executes no code")
+        checkpoint = read_checkpoint(path)
+        now = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False))
+        if self.subcommand == "fit":
+            note = check_resume(checkpoint, path, now, {"trainer": Trainer}, _LINKED)
+            begun = checkpoint.get(CONFIGURATION, {})  # its checkpoints go on saying with which weights the run began
+            config.warm_start, config.warm_start_map = begun.get("warm_start"), begun.get("warm_start_map")
+            version = continued_version(path, now["trainer"]["logger"])
+            if version is not None:
+                self._continue_logs(version, checkpoint)
+        else:
+            note = check_network(checkpoint, path, now, _LINKED)
+            warnings.filterwarnings("ignore", "The dirpath has changed")  # where nothing is saved
+        weights = checkpoint["state_dict"].items()
+        self._shapes = {name: tuple(weight.shape) for name, weight in weights if isinstance(weight, torch.Tensor)}
+        if note is not None:
+            rank_zero_only(print)(note, flush=True)
+
+    def _continue_logs(self, version: str, checkpoint: dict[str, Any]) -> None:
+        """Lets the logger write on in the folder of the checkpoint's run, from the checkpoint's step on."""
+        logger = self.config[self.subcommand].trainer.logger
+        logger = logger[0] if isinstance(logger, list) else logger
+        step = checkpoint["global_step"]
+        logger.init_args.version, logger.init_args.purge_step = version, step
+        self.trainer_defaults["callbacks"].append(ContinuedBoard(step, checkpoint.get(SAVED_AT)))
+        self.save_config_kwargs["continues"] = True
+        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+
+    def after_instantiate_classes(self) -> None:
+        """Refuses a subcommand the model has no step for; weights of other shapes than the checkpoint's."""
+        step = {"validate": "validation_step", "test": "test_step"}.get(self.subcommand or "")
+        if step is not None and not is_overridden(step, self.model):
+            model = type(self.model).__name__
+            raise ConfigurationError(f"there is nothing to {self.subcommand}: {model} has no {step}")
+        if found := misshaped(self.model, self._shapes):
+            path = self.config[self.subcommand].ckpt_path
+            raise ConfigurationError("\n  ".join([f"the weights of checkpoint {path} do not fit the model:", *found]))
+
+    def before_fit(self) -> None:
+        """Looks whether logs and checkpoints can be written; takes the weights of a warm start."""
+        if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
+            check_writable(written_folders(self.trainer))
+        config = self.config.fit
+        if config.warm_start is None or config.ckpt_path is not None:
+            return
+        try:
+            started = warm_start(self.model, read_weights(Path(config.warm_start)), config.warm_start_map)
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
+        rank_zero_only(print)(f"Warm start from {config.warm_start}: {started}.", flush=True)
+
+    def _avoid_emulated_bf16(self) -> None:
+        trainer = self.config[self.subcommand].trainer
+        automatic = "cuda" if torch.cuda.is_available() else "cpu"
+        device = {"auto": automatic, "gpu": "cuda", "cuda": "cuda", "cpu": "cpu"}.get(trainer.accelerator)
+        if trainer.precision == "bf16-mixed" and device is not None and not has_bf16(device):
+            rank_zero_only(print)(f"bf16-mixed was asked for, but this {device} only emulates it: using 32-true.")
+            trainer.precision = "32-true"
+            self.save_config_kwargs["asked_precision"] = "bf16-mixed"
+
+    def instantiate_classes(self) -> None:
+        """Builds data, model and trainer.
+
+        Raises:
+            ConfigurationError: a class refused its arguments; the message is the class's own.
+        """
+        try:
+            super().instantiate_classes()
+        except (ValueError, MisconfigurationException) as error:
+            raise ConfigurationError(str(own_error(error))) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Builds the trainer, whose checkpoints are whole and load without executing code."""
+        plugins = self._get(self.config_init, "trainer.plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        given = self._get(self.config_init, "trainer.callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        callbacks.check_distinct(given)
+        kinds = {type(callback) for callback in given}
+        defaults = [callback for callback in self.trainer_defaults["callbacks"] if type(callback) not in kinds]
+        self.trainer_defaults["callbacks"] = defaults  # one that the configuration names takes the default's place
+        try:
+            return super().instantiate_trainer(plugins=[*plugins, eigenscope.callbacks.SafeCheckpointIO()], **kwargs)
+        except TypeError as error:  # so Lightning calls, among others, a number of devices that is none
+            raise ConfigurationError(f"trainer: {error}") from error
+
+    def after_fit(self) -> None:
+        """Reads the test set, once, at the epoch that a held-out part of the training set has chosen."""
+        savers = (saver for saver in self.trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint))
+        chosen = next((saver.best_model_path for saver in savers if saver.monitor), "")
+        if getattr(self.datamodule, "protocol", None) == "holdout" and chosen:
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=chosen)
+
+
+class _Parsed(Exception):
+    """Carries the resolved configuration out of the constructor of :class:`_ParseOnly`."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = config
+
+
+class _ParseOnly(EigenscopeCLI):
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        super().parse_arguments(parser, args)
+        raise _Parsed(yaml.safe_load(parser.dump(self.config, skip_unset=False))["fit"])
+
+
+def resolve(args: list[str]) -> dict[str, Any]:
+    """The full configuration that ``fit`` would run with these arguments, as plain values.
+
+    Raises:
+        UsageError: they cannot be understood.
+    """
+    try:
+        _ParseOnly(["fit", *args])
+    except _Parsed as parsed:
+        return parsed.config
+    raise RuntimeError("the parser returned without a configuration")
+
+
+def _quieten_lightning() -> None:
+    """Leaves out what nobody at the command line can act on: advertisements, and Lightning's notes to itself."""
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_for_people)
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
+
+
+def _is_for_people(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(("💡 Tip", "`weights_only` was not set"))
+
+
+def main(args: list[str] | None = None) -> Any:
+    """Runs the command line.
+
+    Args:
+        args: what would follow ``python cli.py``; None takes it from there.
+
+    Returns:
+        The LightningCLI object with ``trainer``, ``model`` and ``datamodule``; of ``compare``, the summaries.
+
+    Raises:
+        SystemExit: with code 2, after a sentence on stderr, if what was asked for cannot be understood.
+    """
+    _quieten_lightning()
+    args = sys.argv[1:] if args is None else args
+    try:
+        return compare_main(args[1:], resolve) if args[:1] == ["compare"] else EigenscopeCLI(args)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def script() -> None:
+    """The command as installed: what a person can mend is one sentence instead of a traceback."""
+    end_with_launcher()
+    leave_to_main_thread()
+    try:
+        main()
+    except (ConfigurationError, eigenscope.callbacks.NonFiniteError) as error:
+        sys.exit(f"error: {error}")
+    except eigenscope.callbacks.TrainingInterrupted as error:
+        print(error, file=sys.stderr)
+        sys.exit(128 + error.signal)  # as a shell has it of a process that a signal ended
+    except MisconfigurationException as error:  # Lightning's word, such as of a score that nobody logs
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    except ImportError as error:
+        if error.name != EMERGING_OPTIMIZERS:
+            raise
+        sys.exit(f"error: {error}")
+    except LinAlgError as error:
+        sys.exit(f"error: {' '.join([str(error), *getattr(error, '__notes__', [])])}")  # the guard's note says where
+    except Exception as error:
+        is_own = isinstance(error, ValueError) and is_from_setup(error)
+        sentence = str(error) if is_own else explain_lost_rank(error) or explain(error)
+        if sentence is None:
+            raise
+        sys.exit(f"error: {sentence}")

@@ -1,0 +1,1 @@
+"""Resuming and warm starts: which configurations go with a checkpoint."""

@@ -1,0 +1,24 @@
+"""Results of runs: what one run leaves behind, the scoreboard over runs, and the comparison of arms."""
+
+from eigenscope.results.run_metadata import RunMetadata, update_record
+from eigenscope.results.run_result import EpochResult, MonitoredMetric, RunResult, StoppedRun, scored
+from eigenscope.results.scoreboard import add_to_scoreboard, read_scoreboard, scoreboard_table
+from eigenscope.results.statistics import ArmSummary, Difference, Spread, compare_arms, comparison_table
+
+__all__ = [
+    "ArmSummary",
+    "Difference",
+    "EpochResult",
+    "MonitoredMetric",
+    "RunMetadata",
+    "RunResult",
+    "Spread",
+    "StoppedRun",
+    "add_to_scoreboard",
+    "compare_arms",
+    "comparison_table",
+    "read_scoreboard",
+    "scoreboard_table",
+    "scored",
+    "update_record",
+]
