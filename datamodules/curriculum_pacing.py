@@ -20,7 +20,7 @@ class CurriculumPacing(Callback):
     Logs ``curriculum/types``, the number of unlocked types, once an epoch.
 
     Args:
-        curriculum: what is paced; with patience, ``score`` must be logged in validation.
+        curriculum: what is paced; with patience, ``monitor`` must be logged in validation.
     """
 
     def __init__(self, curriculum: Curriculum) -> None:
@@ -63,10 +63,12 @@ class CurriculumPacing(Callback):
         """Unlocks the next tier from the next epoch on, if the score has stalled for long enough."""
         if self.curriculum.patience is None:
             return
-        score = trainer.callback_metrics.get(self.curriculum.score)
+        score = trainer.callback_metrics.get(self.curriculum.monitor)
         if score is None:
             logged = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/")))
-            raise ValueError(f"score {self.curriculum.score!r} of the curriculum was not logged; there are: {logged}")
+            raise ValueError(
+                f"monitor {self.curriculum.monitor!r} of the curriculum was not logged; there are: {logged}"
+            )
         epoch = trainer.current_epoch
         if trainer.sanity_checking or self.curriculum.types_at(epoch + 1) != self.curriculum.types_at(epoch):
             return  # nothing is learnt yet, or the next tier is about to be used

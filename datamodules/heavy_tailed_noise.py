@@ -118,7 +118,7 @@ class HeavyTailedNoiseDataModule(LightningDataModule):
         sets = {"train": (self.samples_per_epoch, 0)}
         sets |= {name: (self.held_out_size, seed) for name, seed in _HELD_OUT.items()}
         curriculum = self.curriculum
-        pace: list[Any] = [] if curriculum is None else [curriculum.tiers, curriculum.patience, curriculum.score]
+        pace: list[Any] = [] if curriculum is None else [curriculum.tiers, curriculum.patience, curriculum.monitor]
         if curriculum is not None and curriculum.patience is None:
             pace.append(curriculum.unlocked_at.tolist())
         found = {}

@@ -73,13 +73,13 @@ TYPED = [
         "--data: SyntheticImagesDataModule has no argument batchsize; did you mean batch_size?",
     ),
     (
-        [*DEMO, "--trainer.callbacks+=EpochTable", "--trainer.callbacks.init_args.scroe=3"],
-        "--trainer.callbacks.init_args.scroe: EpochTable has no argument scroe; did you mean score?",
+        [*DEMO, "--trainer.callbacks+=EpochTable", "--trainer.callbacks.init_args.montor=3"],
+        "--trainer.callbacks.init_args.montor: EpochTable has no argument montor; did you mean monitor?",
     ),
     (
         [*DEMO, *SOAP, f"{OPTIMIZER}.init_args.fp32_matmul_prec=high"],
         f"{OPTIMIZER}.init_args.fp32_matmul_prec: SplitOptimizer has no argument fp32_matmul_prec; "
-        "it takes exclude, lr, matrix, max_side, rest and weight_decay",
+        "it takes exclude, lr, matrix, max_side, other and weight_decay",
     ),
     # classes
     (
@@ -202,9 +202,9 @@ WRITTEN = [
     ),
     (
         "trainer:\n  callbacks:\n  - class_path: Scoreboard\n    init_args:\n      show: false\n"
-        "  - class_path: EpochTable\n    init_args:\n      scroe: 3",
+        "  - class_path: EpochTable\n    init_args:\n      montor: 3",
         8,
-        "trainer.callbacks.init_args.scroe: EpochTable has no argument scroe; did you mean score?",
+        "trainer.callbacks.init_args.montor: EpochTable has no argument montor; did you mean monitor?",
     ),
     (
         "trainer:\n  callbacks+:\n  - class_path: Scoreboard\n  - class_path: EpochTabel",

@@ -68,11 +68,11 @@ def test_optimizers_nest_by_their_names_on_the_command_line(tmp_path, monkeypatc
         "soap",
         1,
         "--model.init_args.optimizer.init_args.matrix=eigenscope.optim.REKLS",
-        "--model.init_args.optimizer.init_args.rest=torch.optim.SGD",
-        "--model.init_args.optimizer.init_args.rest.init_args.lr=0.1",
+        "--model.init_args.optimizer.init_args.other=torch.optim.SGD",
+        "--model.init_args.optimizer.init_args.other.init_args.lr=0.1",
         "--model.init_args.optimizer.init_args.max_side=40",
         "--model.init_args.lr_scheduler.init_args.cycle_momentum=false",
     )
     optimizer = run.trainer.optimizers[0]
-    assert (type(optimizer.matrix).__name__, type(optimizer.rest).__name__) == ("REKLS", "SGD")
+    assert (type(optimizer.matrix).__name__, type(optimizer.other).__name__) == ("REKLS", "SGD")
     assert {route.reason for route in optimizer.routes} >= {"matrix", "a side over 40"}

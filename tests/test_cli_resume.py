@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from eigenscope import cli
+from eigenscope import callbacks, cli
 from eigenscope.checkpoints import read_checkpoint, write_checkpoint
 from eigenscope.cli import lightning_cli
 

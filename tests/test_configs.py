@@ -106,7 +106,7 @@ def test_an_optimizer_overlay_keeps_the_rate_and_the_decay_and_nothing_else(over
         **written["init_args"],
         **stated["init_args"],
     }
-    for part in ("matrix", "rest"):
+    for part in ("matrix", "other"):
         if part in expected:
             wanted, got = expected.pop(part), optimizer["init_args"][part]
             assert got["class_path"] == wanted["class_path"]

@@ -62,8 +62,8 @@ ARGUMENTS = {
         f"{NET}.bottleneck=32",
         "--model.init_args.warmup_steps=2",
         # those of the CV are of matrices of a rank's own choice
-        "--trainer.callbacks=[{class_path: EpochTable, init_args: {score: {name: val/fvu, mode: min}}}, "
-        "{class_path: Scoreboard, init_args: {score: {name: val/fvu, mode: min}}}, {class_path: ResumeCheckpoint}]",
+        "--trainer.callbacks=[{class_path: EpochTable, init_args: {monitor: {name: val/fvu, mode: min}}}, "
+        "{class_path: Scoreboard, init_args: {monitor: {name: val/fvu, mode: min}}}, {class_path: ResumeCheckpoint}]",
     ],
     "batteries_small": [
         "--data.init_args.image_size=16",
@@ -156,7 +156,7 @@ def test_two_ranks_equal_one_with_matrices_preconditioned(tmp_path, monkeypatch,
         # where eps is small Adam makes steps of full size out of rounding
         f"{split}.lr=1e-2",
         f"{split}.matrix.init_args.eps=1e-2",
-        f"{split}.rest.init_args.eps=1e-2",
+        f"{split}.other.init_args.eps=1e-2",
     ]
     one, two, printed = fit_both("demo_svd", tmp_path, monkeypatch, two_ranks, *arguments, optimizer=[])
     for key, value in one["state_dict"].items():

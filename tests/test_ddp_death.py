@@ -69,7 +69,16 @@ def run(folder, launcher, rank, how, others):
     """The exit code, what was printed on stderr and the ranks that are left."""
     (folder / "dying.py").write_text(DYING)
     callback = f"{{class_path: dying.Dying, init_args: {{rank: {rank}, how: {how}, others: {others}}}}}"
-    command = [sys.executable, "-W", "ignore", "-m", *launcher, "eigenscope", *ARGUMENTS, f"--trainer.callbacks+={callback}"]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        *launcher,
+        "eigenscope",
+        *ARGUMENTS,
+        f"--trainer.callbacks+={callback}",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
     until = time.monotonic() + TIMEOUT
     with (folder / "err").open("w") as err:

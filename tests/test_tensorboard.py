@@ -132,7 +132,7 @@ def test_what_runs_write_is_in_the_table_and_on_their_dashboards(tmp_path, monke
     assert not [tag for tag, pattern in table.items() if not any(pattern.fullmatch(found) for found in tags)]
     for name, expected in {
         "demo": {"train/acc", "val/acc", "val/gap", "lr-AdamW", "kv/int4/error_keys", "kv/transform/bits_values"},
-        "demo_rekls": {"rotation/grad_norm", "lr-SplitOptimizer/matrix", "lr-SplitOptimizer/rest"},
+        "demo_rekls": {"rotation/grad_norm", "lr-SplitOptimizer/matrix", "lr-SplitOptimizer/other"},
         "svae_noise_small": {
             "val_mse/gaussian",
             "cv_M/lower",

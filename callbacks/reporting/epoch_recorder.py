@@ -14,11 +14,11 @@ class EpochRecorder(Callback, ABC):
     """Collects an :class:`~eigenscope.results.EpochResult` per training epoch; a resumed run keeps those before.
 
     Args:
-        score: the logged figure that epochs are judged by.
+        monitor: the logged metric that epochs are judged by.
     """
 
-    def __init__(self, score: MonitoredMetric = MonitoredMetric()) -> None:  # noqa: B008  a frozen dataclass
-        self.score = score
+    def __init__(self, monitor: MonitoredMetric = MonitoredMetric()) -> None:  # noqa: B008  a frozen dataclass
+        self.monitor = monitor
         self.epochs: list[EpochResult] = []
         self._started = 0.0
         self._elapsed = 0.0  # of the epoch under way, in the run that this one goes on from

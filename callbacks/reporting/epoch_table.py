@@ -21,30 +21,30 @@ class EpochTable(EpochRecorder):
     A figure that was not logged is shown as ``-``.
 
     Args:
-        score: the logged figure that epochs are judged by.
+        monitor: the logged metric that epochs are judged by.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the header."""
         super().on_train_start(trainer, pl_module)
-        leaf, unit = self.score.name.removeprefix("val/"), self.score.unit
+        leaf, unit = self.monitor.name.removeprefix("val/"), self.monitor.unit
         titles = ("epoch", f"train {leaf}{unit}", f"val {leaf}{unit}", "loss", "gap", f"best{unit}", "at epoch")
         print_beside_bar(trainer, pl_module, _line((*titles, "seconds", "left")))
 
     def epoch_recorded(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the epoch's line."""
         row = self.epochs[-1]
-        train, val = row.metrics.get(self.score.train_name), row.metrics.get(self.score.name)
+        train, val = row.metrics.get(self.monitor.train_name), row.metrics.get(self.monitor.name)
         loss = row.metrics.get("train/loss")
-        known = scored(self.epochs, self.score)
-        best = self.score.best(known) if known else None
+        known = scored(self.epochs, self.monitor)
+        best = self.monitor.best(known) if known else None
         cells = [
             str(row.epoch),
-            "-" if train is None else self.score.text(train),
-            "-" if val is None else self.score.text(val),
+            "-" if train is None else self.monitor.text(train),
+            "-" if val is None else self.monitor.text(val),
             "-" if loss is None else f"{loss:#.4g}",
-            "-" if train is None or val is None else self.score.text(train - val, sign="+"),
-            "-" if best is None else self.score.text(best[0]),
+            "-" if train is None or val is None else self.monitor.text(train - val, sign="+"),
+            "-" if best is None else self.monitor.text(best[0]),
             "-" if best is None else str(best[1]),
             f"{row.seconds:.1f}",
             self._left(trainer),

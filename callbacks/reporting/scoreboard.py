@@ -29,7 +29,7 @@ class Scoreboard(EpochRecorder):
 
     Args:
         path: the board's CSV file.
-        score: the logged figure that runs are judged by.
+        monitor: the logged metric that runs are judged by.
         name: of the experiment; None takes the logger's.
         show: print the board after the fit.
 
@@ -40,11 +40,11 @@ class Scoreboard(EpochRecorder):
     def __init__(
         self,
         path: str = "runs/scoreboard.csv",
-        score: MonitoredMetric = MonitoredMetric(),  # noqa: B008  a frozen dataclass
+        monitor: MonitoredMetric = MonitoredMetric(),  # noqa: B008  a frozen dataclass
         name: str | None = None,
         show: bool = True,
     ) -> None:
-        super().__init__(score)
+        super().__init__(monitor)
         self.path = Path(path)
         self.name = name
         self.show = show
@@ -61,7 +61,7 @@ class Scoreboard(EpochRecorder):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the result."""
         fast = bool(getattr(trainer, "fast_dev_run", False))
-        if not trainer.is_global_zero or fast or not scored(self.epochs, self.score):
+        if not trainer.is_global_zero or fast or not scored(self.epochs, self.monitor):
             return
         seed = os.environ.get("PL_GLOBAL_SEED")
         self._result = RunResult(
@@ -71,7 +71,7 @@ class Scoreboard(EpochRecorder):
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             log_dir=str(run_folder(trainer) or ""),
             epochs=tuple(self.epochs),
-            score=self.score,
+            score=self.monitor,
             precision=str(trainer.precision),
             optimizer=optimizer_names(trainer.optimizers),
             protocol=getattr(getattr(trainer, "datamodule", None), "protocol", ""),

@@ -91,9 +91,9 @@ class TensorBoardLayout(Callback):
         row = _live(trainer, pl_module) | self._rates
         figures = {"run/epochs": float(trainer.current_epoch)}
         recorder = next((c for c in trainer.callbacks if isinstance(c, EpochRecorder)), None)  # type: ignore[attr-defined]
-        known = scored(recorder.epochs, recorder.score) if recorder is not None else []
+        known = scored(recorder.epochs, recorder.monitor) if recorder is not None else []
         if recorder is not None and known:
-            score = recorder.score
+            score = recorder.monitor
             row["score"] = f"{score.mode} {score.name}"
             figures = {"run/best_score": score.best(known)[0], "run/last_score": known[-1][0], **figures}
         board.log_metrics(figures, step=trainer.global_step)

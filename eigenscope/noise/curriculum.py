@@ -18,7 +18,7 @@ class Curriculum:
     Args:
         epochs: the epochs, counted from 0, at whose start the second, third, ... tier is unlocked; or
         patience: unlock the next tier after so many validations without a better score.
-        score: the logged figure that ``patience`` watches; less is better.
+        monitor: the logged figure that ``patience`` watches; less is better.
         tiers: names of noise types by tier; None takes the reported tiers.
 
     Raises:
@@ -30,7 +30,7 @@ class Curriculum:
         self,
         epochs: Sequence[int] | None = None,
         patience: int | None = None,
-        score: str = "val/mse",
+        monitor: str = "val/mse",
         tiers: Sequence[Sequence[str]] | None = None,
     ) -> None:
         if (epochs is None) == (patience is None):
@@ -42,7 +42,7 @@ class Curriculum:
         if not all(self.tiers) or len(set(flat)) < len(flat):
             raise ValueError(f"tiers of a curriculum must be non-empty and name every type once, got {tiers}")
         self.patience = patience
-        self.score = score
+        self.monitor = monitor
         self.unlocked_at = torch.zeros(len(self.tiers), dtype=torch.int64)
         self.unlocked_at.share_memory_()  # type: ignore[no-untyped-call]
         if epochs is not None:

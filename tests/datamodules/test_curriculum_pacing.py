@@ -76,7 +76,7 @@ def test_patience_unlocks_and_bests_restart(tmp_path):
     assert [len(types) for _, types in module.seen] == [1, 1, 1, 1, 2, 2, 2, 2, 3, 3]
     assert checkpoint.best_model_score == stopping.best_score == 6.0  # and not 4
     assert torch.load(checkpoint.best_model_path, weights_only=True)["epoch"] == 9
-    assert scored(table.epochs, table.score) == [(7.0, 9), (6.0, 10)]
+    assert scored(table.epochs, table.monitor) == [(7.0, 9), (6.0, 10)]
     assert [row.restarts for row in table.epochs] == [number in (4, 8) for number in range(10)]
     assert trainer.callback_metrics["curriculum/types"] == 3
     assert module.lr_schedulers().best == 6.0
@@ -103,8 +103,8 @@ def test_a_resumed_run_goes_on_in_its_curriculum(tmp_path, stopped):
 
 
 def test_a_score_that_is_not_logged(tmp_path):
-    with pytest.raises(ValueError, match="score 'val/loss' of the curriculum was not logged; there are: val/mse"):
-        fit(tmp_path, Curriculum(patience=1, score="val/loss", tiers=TIERS), epochs=1)
+    with pytest.raises(ValueError, match="monitor 'val/loss' of the curriculum was not logged; there are: val/mse"):
+        fit(tmp_path, Curriculum(patience=1, monitor="val/loss", tiers=TIERS), epochs=1)
 
 
 def test_a_tier_is_unlocked_once_however_often_an_epoch_is_validated(tmp_path):

@@ -82,7 +82,7 @@ def test_equal_data_have_one_fingerprint_whatever_the_seed_of_the_run(make, othe
         (noise, {}, {"curriculum": Curriculum(epochs=[1], **TIERS)}, {"train", "val"}),
         (paced, {"epochs": [1]}, {"epochs": [2]}, {"train", "val"}),
         (paced, {"patience": 1}, {"patience": 2}, {"train", "val"}),
-        (paced, {"patience": 1}, {"patience": 1, "score": "val/loss"}, {"train", "val"}),
+        (paced, {"patience": 1}, {"patience": 1, "monitor": "val/loss"}, {"train", "val"}),
         (recall, {}, {"task": {"fillers": 5}}, {"train", "val", "test"}),
         (recall, {}, {"shorter": [ShorterContext(1, 8, 2)]}, {"train"}),
         (recall, {}, {"val_samples": 9}, {"val", "test"}),

@@ -164,7 +164,7 @@ def test_rekls_and_a_precision_that_is_replaced(monkeypatch, texts, settings):
     }
     assert found["optimizer"][:2] == ("SplitOptimizer of REKLS+AdamW",) * 2
     assert found["qr_fp32_matmul_prec of REKLS"][:2] == ("highest", "highest")
-    for side in ("matrix", "rest"):
+    for side in ("matrix", "other"):
         assert found[f"learning rate of {side}"] == (0.001, "4e-05, from 0.001 by OneCycleLR", False)
     routing = record.card["routing"]
     assert routing["REKLS"]["blocks.0.attention.qkv.weight"] == "matrix"

@@ -70,7 +70,7 @@ def fit(folder, *callbacks, module=None, epochs=2, ckpt_path=None, run="run", pr
 
 
 def judged(leaf="mse", mode="min"):
-    return EpochTable(score=MonitoredMetric(f"val/{leaf}", mode, percent=False))
+    return EpochTable(monitor=MonitoredMetric(f"val/{leaf}", mode, percent=False))
 
 
 def rows(folder):

@@ -57,7 +57,7 @@ class Module(LightningModule):
 
 def split(named, cls=SOAP, **options):
     return SplitOptimizer(
-        named, matrix=lambda p: cls(p, lr=1e-2, **options), rest=lambda p: torch.optim.AdamW(p, lr=1e-2)
+        named, matrix=lambda p: cls(p, lr=1e-2, **options), other=lambda p: torch.optim.AdamW(p, lr=1e-2)
     )
 
 

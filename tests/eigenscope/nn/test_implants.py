@@ -131,7 +131,7 @@ def test_controls(array, path):
         assert not torch.equal(kept, mixed), name
         for k in range(3):  # of each battery by itself
             assert torch.equal(kept[k].flatten().sort().values, mixed[k].flatten().sort().values), name
-    for name in ("mix_encoded", "mix_latent", "weigh", "encoder", "squeeze", "decoder"):
+    for name in ("mix_encoded", "mix_latent", "gate", "encoder", "to_bottleneck", "decoder"):
         for source in (random, shuffled):
             for a, b in zip(getattr(trained, name).parameters(), getattr(source, name).parameters(), strict=True):
                 assert torch.equal(a, b), name

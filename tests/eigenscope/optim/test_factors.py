@@ -39,8 +39,8 @@ def test_factors_are_those_of_the_gradient(kind):
         torch.testing.assert_close(factors.L.double(), expected["L"], rtol=0, atol=1e-5)
         torch.testing.assert_close(factors.R.double(), expected["R"], rtol=0, atol=1e-5)
     for Q, A in ((factors.Q_L.double(), expected["L"]), (factors.Q_R.double(), expected["R"])):
-        projected_grad = Q.T @ A @ Q
-        torch.testing.assert_close(projected_grad, projected_grad.diagonal().diag(), rtol=0, atol=1e-4)
+        nested = Q.T @ A @ Q
+        torch.testing.assert_close(nested, nested.diagonal().diag(), rtol=0, atol=1e-4)
 
 
 def test_a_split_is_looked_into():
@@ -54,8 +54,8 @@ def test_a_split_is_looked_into():
     step(optimizer, weight, bias, other)
     assert kronecker_factors(optimizer, weight).R is optimizer.matrix.state[weight]["R"]
     assert kronecker_factors(optimizer, bias) is None
-    projected_grad = SplitOptimizer(named, AdamW, partial(SplitOptimizer, matrix=REKLS, rest=AdamW), exclude=["weight"])
-    assert preconditioner(projected_grad, weight) is projected_grad.rest.matrix
+    nested = SplitOptimizer(named, AdamW, partial(SplitOptimizer, matrix=REKLS, other=AdamW), exclude=["weight"])
+    assert preconditioner(nested, weight) is nested.other.matrix
 
 
 def test_an_optimizer_with_the_same_state_counts_as_one_once_it_has_it():

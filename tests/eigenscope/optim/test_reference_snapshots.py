@@ -17,7 +17,7 @@ def run(keeper, steps):
     seen, most = {}, 0
     for step in range(1, steps + 1):
         if keeper.measures_at(step):
-            seen[step] = {reference: found.step for reference, found in keeper.references(step).items()}
+            seen[step] = {reference: found.step for reference, found in keeper.at(step).items()}
         if keeper.needs(step):
             keeper.keep(snapshot(step))
         keeper.forget(step)
@@ -37,15 +37,15 @@ def test_lags_reach_back_as_far_as_they_say(every, lags):
 
 def test_spike_frames_are_what_was_frozen_last():
     keeper = ReferenceSnapshots(["post_spike", "previous", "pre_spike"], 1)
-    assert keeper.references(5) == {}
+    assert keeper.at(5) == {}
     keeper.pre_spike, keeper.post_spike = snapshot(3), snapshot(4)
     keeper.keep(snapshot(4))
-    assert [(reference, found.step) for reference, found in keeper.references(5).items()] == [
+    assert [(reference, found.step) for reference, found in keeper.at(5).items()] == [
         ("post_spike", 4),
         ("previous", 4),
         ("pre_spike", 3),
     ]
-    assert list(ReferenceSnapshots(["previous"], 1).references(5)) == []
+    assert list(ReferenceSnapshots(["previous"], 1).at(5)) == []
 
 
 def test_state_goes_on_and_leaves_out_what_is_not_watched():
@@ -54,9 +54,9 @@ def test_state_goes_on_and_leaves_out_what_is_not_watched():
     keeper.pre_spike = snapshot(1)
     other = ReferenceSnapshots(["lag:2", "pre_spike"], 1)
     other.load_state_dict(keeper.state_dict(), {SIDE: torch.device("cpu")})
-    for reference, found in keeper.references(5).items():
-        assert other.references(5)[reference].step == found.step
-        for mine, theirs in zip(other.references(5)[reference].bases[SIDE], found.bases[SIDE], strict=True):
+    for reference, found in keeper.at(5).items():
+        assert other.at(5)[reference].step == found.step
+        for mine, theirs in zip(other.at(5)[reference].bases[SIDE], found.bases[SIDE], strict=True):
             assert torch.equal(mine, theirs)
     other.load_state_dict(keeper.state_dict(), {("another", "L"): torch.device("cpu")})
-    assert other.references(5)["pre_spike"].bases == {}
+    assert other.at(5)["pre_spike"].bases == {}

@@ -10,7 +10,7 @@ from emerging_optimizers.soap import SOAP as LibrarySOAP
 from emerging_optimizers.soap import soap as library
 from torch import nn
 
-from eigenscope.optim import REKLS, SOAP, installed, soap_step
+from eigenscope.optim import REKLS, SOAP, emerging, soap_step
 
 SHAPES = [(6, 4), (4, 9)]
 
@@ -213,7 +213,7 @@ def test_what_is_not_a_matrix_is_named():
 @pytest.fixture
 def another_version(monkeypatch):
     """emerging-optimizers 0.1.7, as the test changes it, looked at anew."""
-    monkeypatch.setattr(installed, "version", lambda _: "0.1.7")
+    monkeypatch.setattr(emerging, "version", lambda _: "0.1.7")
     soap_step.library.cache_clear()
     yield monkeypatch
     soap_step.library.cache_clear()

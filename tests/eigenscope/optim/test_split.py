@@ -10,7 +10,7 @@ from torch.optim import SGD, Adam, AdamW
 from eigenscope.nn import BatteryArray
 from eigenscope.optim import REKLS, SOAP, Muon, SplitOptimizer
 
-NAMES = {"matrix": {"0.weight", "2.weight"}, "rest": {"0.bias", "1.weight", "1.bias", "2.bias", "head.weight"}}
+NAMES = {"matrix": {"0.weight", "2.weight"}, "other": {"0.bias", "1.weight", "1.bias", "2.bias", "head.weight"}}
 
 
 class Network(nn.Module):
@@ -44,8 +44,8 @@ def train(network, optimizer, data):
         optimizer.step()
 
 
-def split(network, matrix=SOAP, rest=AdamW, **arguments):
-    return SplitOptimizer(network.named(), matrix, rest, **arguments)
+def split(network, matrix=SOAP, other=AdamW, **arguments):
+    return SplitOptimizer(network.named(), matrix, other, **arguments)
 
 
 def equal(a, b):
@@ -64,13 +64,13 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize(("matrix", "rest"), PAIRS)
-def test_steps_as_two_optimizers_by_hand(matrix, rest):
+@pytest.mark.parametrize(("matrix", "other"), PAIRS)
+def test_steps_as_two_optimizers_by_hand(matrix, other):
     one, two = Network(), Network()
-    together = split(one, matrix, rest)
+    together = split(one, matrix, other)
     apart = [
         kind([(name, parameter) for name, parameter in two.named() if name in NAMES[side]])
-        for kind, side in ((matrix, "matrix"), (rest, "rest"))
+        for kind, side in ((matrix, "matrix"), (other, "other"))
     ]
     for x in batches(4):
 
@@ -108,7 +108,7 @@ def test_routes_say_where_and_why():
         "wide.weight": ((2, 9), "AdamW", "a side over 8"),
         "wide.bias": ((2,), "AdamW", "1-D"),
     }
-    for part, name in ((optimizer.matrix, "SOAP"), (optimizer.rest, "AdamW")):
+    for part, name in ((optimizer.matrix, "SOAP"), (optimizer.other, "AdamW")):
         own = {member for group in part.param_groups for member in group["param_names"]}
         assert own == {route.name for route in optimizer.routes if route.optimizer == name}
 
@@ -118,22 +118,22 @@ def test_groups_and_states_are_those_of_both():
     optimizer = split(network)
 
     def check():
-        groups = [*optimizer.matrix.param_groups, *optimizer.rest.param_groups]
+        groups = [*optimizer.matrix.param_groups, *optimizer.other.param_groups]
         assert all(a is b for a, b in zip(optimizer.param_groups, groups, strict=True))
-        for part in (optimizer.matrix, optimizer.rest):
+        for part in (optimizer.matrix, optimizer.other):
             for parameter, state in part.state.items():
                 assert optimizer.state[parameter] is state
         assert len(optimizer.state) == len(list(optimizer.state)) == len(list(network.parameters()))
 
     assert len(optimizer.state) == 0
     assert optimizer.state.get(network.head.weight) is None
-    assert network.head.weight not in optimizer.rest.state
+    assert network.head.weight not in optimizer.other.state
     train(network, optimizer, batches(1))
     check()
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     check()
     optimizer.state[network.head.weight] = {}
-    assert optimizer.rest.state[network.head.weight] == {}
+    assert optimizer.other.state[network.head.weight] == {}
     for group in optimizer.param_groups:
         group["lr"] = group["weight_decay"] = 0.0
     before = copy.deepcopy(network)
@@ -143,14 +143,14 @@ def test_groups_and_states_are_those_of_both():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("matrix", "rest"), PAIRS)
-def test_a_loaded_state_goes_on_bit_for_bit(matrix, rest, dtype, tmp_path):
+@pytest.mark.parametrize(("matrix", "other"), PAIRS)
+def test_a_loaded_state_goes_on_bit_for_bit(matrix, other, dtype, tmp_path):
     network = Network(dtype)
-    optimizer = split(network, matrix, rest)
+    optimizer = split(network, matrix, other)
     train(network, optimizer, batches(3, dtype=dtype))
     torch.save(optimizer.state_dict(), tmp_path / "state.pt")
     twin = copy.deepcopy(network)
-    resumed = split(twin, matrix, rest, lr=7.0)
+    resumed = split(twin, matrix, other, lr=7.0)
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     saved = tensors(optimizer)
     assert [x.dtype for x in tensors(resumed)] == [x.dtype for x in saved]
@@ -211,7 +211,7 @@ def test_one_rate_and_decay_for_both_or_each_its_own():
     assert [(group["lr"], group["weight_decay"]) for group in both.param_groups] == [(0.5, 0.0)] * 2
     assert (both.defaults["lr"], both.defaults["weight_decay"]) == (0.5, 0.0)
     with pytest.raises(ValueError, match="weight_decay is set for both optimizers, but LBFGS has no such option"):
-        split(network, rest=torch.optim.LBFGS, weight_decay=0.1)
+        split(network, other=torch.optim.LBFGS, weight_decay=0.1)
 
 
 def test_groups_keep_their_options():
@@ -223,8 +223,8 @@ def test_groups_keep_their_options():
     assert described == [
         ("matrix/0", 0.1, ["0.weight"]),
         ("matrix/late", 0.5, ["2.weight"]),
-        ("rest/0", 0.1, ["0.bias", "1.weight"]),
-        ("rest/late", 0.5, ["1.bias", "2.bias", "head.weight"]),
+        ("other/0", 0.1, ["0.bias", "1.weight"]),
+        ("other/late", 0.5, ["1.bias", "2.bias", "head.weight"]),
     ]
     train(network, optimizer, batches(1))
     assert groups == [{"params": first, "lr": 0.1}, {"params": second, "name": "late"}]
@@ -234,7 +234,7 @@ def test_nothing_but_matrices_needs_no_other_optimizer():
     network = Network()
     named = [pair for pair in network.named() if pair[0] in NAMES["matrix"]]
     optimizer = SplitOptimizer(named, SOAP, AdamW)
-    assert optimizer.rest is None
+    assert optimizer.other is None
     train(network, optimizer, batches(2))
     optimizer.load_state_dict(optimizer.state_dict())
     assert len(optimizer.state) == 2
@@ -242,10 +242,10 @@ def test_nothing_but_matrices_needs_no_other_optimizer():
 
 def test_a_split_may_be_split_again():
     network = Network()
-    inner = partial(SplitOptimizer, matrix=Muon, rest=AdamW, exclude=[])
+    inner = partial(SplitOptimizer, matrix=Muon, other=AdamW, exclude=[])
     optimizer = split(network, SOAP, inner, exclude=["2.weight", "head.weight"])
-    assert {route.name: route.optimizer for route in optimizer.rest.routes}["head.weight"] == "Muon"
-    assert [group["name"] for group in optimizer.param_groups] == ["matrix", "rest/matrix", "rest/rest"]
+    assert {route.name: route.optimizer for route in optimizer.other.routes}["head.weight"] == "Muon"
+    assert [group["name"] for group in optimizer.param_groups] == ["matrix", "other/matrix", "other/other"]
     train(network, optimizer, batches(2))
     twin = copy.deepcopy(network)
     resumed = split(twin, SOAP, inner, exclude=["2.weight", "head.weight"])

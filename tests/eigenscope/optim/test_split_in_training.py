@@ -23,8 +23,8 @@ def batches(count, seed=1):
     return [torch.randn(4, 5, generator=generator) for _ in range(count)]
 
 
-def split(net, matrix=SOAP, rest=AdamW, **arguments):
-    return SplitOptimizer(net.named_parameters(), matrix, rest, **arguments)
+def split(net, matrix=SOAP, other=AdamW, **arguments):
+    return SplitOptimizer(net.named_parameters(), matrix, other, **arguments)
 
 
 def equal(a, b):
@@ -35,10 +35,10 @@ def rates(optimizer):
     return [group["lr"] for group in optimizer.param_groups]
 
 
-@pytest.mark.parametrize("rest", [AdamW, partial(AdamW, fused=True)])
-def test_a_gradient_scaler_changes_nothing_and_skips_what_overflows(rest):
+@pytest.mark.parametrize("other", [AdamW, partial(AdamW, fused=True)])
+def test_a_gradient_scaler_changes_nothing_and_skips_what_overflows(other):
     plain, scaled = network(), network()
-    one, other = split(plain, rest=rest), split(scaled, rest=rest)
+    one, other = split(plain, other=other), split(scaled, other=other)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=100)
     data = batches(4)
     for number, x in enumerate(data):

@@ -15,7 +15,7 @@ def module():
 
 def split(net):
     return SplitOptimizer(
-        list(net.named_parameters()), matrix=lambda p: SOAP(p), rest=lambda p: torch.optim.AdamW(p), exclude=["head.*"]
+        list(net.named_parameters()), matrix=lambda p: SOAP(p), other=lambda p: torch.optim.AdamW(p), exclude=["head.*"]
     )
 
 

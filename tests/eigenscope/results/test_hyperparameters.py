@@ -22,7 +22,7 @@ def test_arguments_become_one_value_a_column():
                         "class_path": "SOAP",
                         "init_args": {"betas": [0.9, 0.95], "fp32_matmul_prec": "high", "mode": "inner", "loss": "x"},
                     },
-                    "rest": {"class_path": "torch.optim.AdamW", "init_args": {"amsgrad": False}},
+                    "other": {"class_path": "torch.optim.AdamW", "init_args": {"amsgrad": False}},
                     "mode": "outer",
                 },
             },

@@ -137,7 +137,7 @@ def test_what_was_said_in_a_loader_process_is_one_short_sentence(fail, words, ki
     assert "Traceback" not in sentence
     assert "\n" not in sentence
     if not words:
-        assert sentence.startswith(f"a batch could not be loaded: {kind} in test_faults.py, line ")
+        assert sentence.startswith(f"a batch could not be loaded: {kind} in test_runtime_errors.py, line ")
 
 
 def test_nothing_is_left_where_it_was_looked(tmp_path):

@@ -197,6 +197,6 @@ def test_of_every_callback_it_is_known_whether_it_takes_part():
     assert own - takes_part <= {name.removeprefix("eigenscope.callbacks.") for name in WATCHERS}
     assert not takes_part & {name.rpartition(".")[2] for name in WATCHERS}
     for package, _, name in (watcher.rpartition(".") for watcher in WATCHERS):
-        if package != "callbacks":
+        if package != "eigenscope.callbacks":
             assert issubclass(getattr(lightning.pytorch.callbacks, name), Callback)
             assert package == lightning.pytorch.callbacks.__name__
