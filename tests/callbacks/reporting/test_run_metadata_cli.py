@@ -152,7 +152,7 @@ def test_a_precision_of_one_backend_alone(demo):
 
 
 def test_rekls_and_a_precision_that_is_replaced(monkeypatch, texts, settings):
-    monkeypatch.setattr(cli, "has_bf16", lambda device: False)
+    monkeypatch.setattr(lightning_cli, "has_bf16", lambda device: False)
     matrix = "--model.init_args.optimizer.init_args.matrix.init_args"
     fit(*REKLS, f"{matrix}.fp32_matmul_prec=high", "--trainer.precision=bf16-mixed")
     record = RunMetadata.load(FOLDER)

@@ -59,7 +59,7 @@ def make(tmp_path):
         torch.manual_seed(0)
         net = ImplantedVAE(str(path), implant_points=5, **SMALL)
         nn.init.ones_(net.gate.bias)  # so that gradients reach the batteries from the first step
-        nn.init.normal_(net.squeeze[0].weight)
+        nn.init.normal_(net.to_bottleneck[0].weight)
         return Training(net, optimizer)
 
     return make
