@@ -174,7 +174,7 @@ def test_a_fast_dev_run_leaves_no_result(tmp_path):
 
 
 def test_bf16_falls_back_aloud_where_it_is_emulated(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "has_bf16", lambda device: False)
+    monkeypatch.setattr(lightning_cli, "has_bf16", lambda device: False)
     run = fit(tmp_path, "--trainer.precision=bf16-mixed", epochs=1)
     assert run.trainer.precision == "32-true"
     assert "bf16-mixed was asked for, but this cpu only emulates it: using 32-true" in capsys.readouterr().out

@@ -3,11 +3,14 @@
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import yaml
+from jsonargparse import get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -20,7 +23,7 @@ import eigenscope.datamodules  # importing a package makes its classes known by 
 import eigenscope.lightning_modules
 import eigenscope.nn
 import eigenscope.optim
-from eigenscope import callbacks
+from eigenscope import callbacks, renamed
 from eigenscope.callbacks._output import written_folders
 from eigenscope.callbacks.resuming.continued_tensorboard import ContinuedBoard
 from eigenscope.callbacks.resuming.run_provenance import RunProvenance
@@ -75,10 +78,10 @@ class EigenscopeCLI(LightningCLI):
             parser_class=Parser,
             trainer_defaults={
                 "callbacks": [
-                    eigenscope.callbacks.ParameterRouting(),
-                    eigenscope.callbacks.RunMetadataCallback(),
-                    eigenscope.callbacks.TensorBoardLayout(),
-                    eigenscope.callbacks.ExactResume(),
+                    callbacks.ParameterRouting(),
+                    callbacks.RunMetadataCallback(),
+                    callbacks.TensorBoardLayout(),
+                    callbacks.ExactResume(),
                 ]
             },
             parser_kwargs={
@@ -95,7 +98,7 @@ class EigenscopeCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links what the data knows to the network, ``net``, and guards every training against non-finite numbers."""
-        parser.add_lightning_class_args(eigenscope.callbacks.FiniteGuard, "finite_guard")
+        parser.add_lightning_class_args(callbacks.FiniteGuard, "finite_guard")
         parser.add_argument(
             "--warm_start",
             type=str | None,
@@ -112,8 +115,16 @@ class EigenscopeCLI(LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.init_args.net.init_args.{name}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parses; ``main(args)`` is meant to be called from Python, so Lightning's warning against it is left out."""
-        self.config = parser.parse_args(cast(list[str] | None, args))
+        """Parses, names of version 0.4 too; without Lightning's warning against ``main(args)`` from Python."""
+        given = sys.argv[1:] if args is None else cast(list[str], args)
+        notes: dict[str, None] = {}  # in order, each once
+        try:
+            with _loading_present_names(notes):
+                self.config = parser.parse_args(renamed.options(given, notes.setdefault))
+        except renamed.RemovedArgumentError as error:
+            raise UsageError(str(error)) from error
+        if notes:
+            rank_zero_only(print)(f"Names of version 0.4: {', '.join(notes)}.", file=sys.stderr, flush=True)
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the configuration as it was given: Lightning's would let a checkpoint's hyperparameters win."""
@@ -234,6 +245,17 @@ class EigenscopeCLI(LightningCLI):
         chosen = next((saver.best_model_path for saver in savers if saver.monitor), "")
         if getattr(self.datamodule, "protocol", None) == "holdout" and chosen:
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=chosen)
+
+
+@contextmanager
+def _loading_present_names(notes: dict[str, None]) -> Iterator[None]:
+    """A context in which jsonargparse reads configuration files of version 0.4 as if written today."""
+    load = get_loader("yaml")
+    set_loader("yaml", lambda text: renamed.configuration(load(text), notes.setdefault), (yaml.YAMLError,))
+    try:
+        yield
+    finally:
+        set_loader("yaml", load, (yaml.YAMLError,))
 
 
 class _Parsed(Exception):
