@@ -49,6 +49,8 @@ class RunMetadataCallback(Callback):
             None, the hyperparameters that module and data module have saved take its place.
     """
 
+    affects_training = False
+
     def __init__(self) -> None:
         self.configuration: dict[str, Any] | None = None
         self._folder: Path | None = None
