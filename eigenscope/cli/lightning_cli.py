@@ -30,7 +30,7 @@ from eigenscope.cli.errors.runtime_errors import check_writable, explain, is_fro
 from eigenscope.cli.process.lost_ranks import end_with_launcher, explain_lost_rank
 from eigenscope.cli.resume.compatibility import check_network, check_options, find_checkpoint
 from eigenscope.cli.resume.prepare_resume import prepare_resume
-from eigenscope.cli.resume.warm_start import misshaped, read_weights, warm_start
+from eigenscope.cli.resume.warm_start import misshaped, read_weights, unmatched, warm_start
 from eigenscope.optim.emerging import EMERGING_OPTIMIZERS
 from eigenscope.precision import has_bf16
 
@@ -159,12 +159,15 @@ class EigenscopeCLI(LightningCLI):
             rank_zero_only(print)(line, flush=True)
 
     def after_instantiate_classes(self) -> None:
-        """Refuses a subcommand the model has no step for; weights of other shapes than the checkpoint's."""
+        """Refuses a subcommand the model has no step for; weights that do not fit the checkpoint's."""
         step = {"validate": "validation_step", "test": "test_step"}.get(self.subcommand or "")
         if step is not None and not is_overridden(step, self.model):
             model = type(self.model).__name__
             raise ConfigurationError(f"there is nothing to {self.subcommand}: {model} has no {step}")
-        if found := misshaped(self.model, self._shapes):
+        found = misshaped(self.model, self._shapes)
+        if any(key.startswith("model.") for key in self.save_config_kwargs.get("allowed", ())):
+            found += unmatched(self.model, self._shapes)
+        if found:
             path = self.config[self.subcommand].ckpt_path
             raise ConfigurationError("\n  ".join([f"the weights of checkpoint {path} do not fit the model:", *found]))
 
