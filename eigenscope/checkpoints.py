@@ -13,8 +13,9 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from eigenscope import renamed
 from eigenscope.files import replace_atomically
 
-#: Under what a checkpoint keeps the configuration of its run, the fingerprint of its data, and when it was saved.
-CONFIGURATION, DATA, SAVED_AT = "configuration", "data", "saved_at"
+#: Under what a checkpoint keeps the configuration of its run, the fingerprint of its data, when it was saved, and the
+#: names of the classes of callbacks that affect its training.
+CONFIGURATION, DATA, SAVED_AT, AFFECTING = "configuration", "data", "saved_at", "affecting_callbacks"
 
 
 def previous_checkpoint(path: Path) -> Path:

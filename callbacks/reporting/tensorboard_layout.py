@@ -39,6 +39,8 @@ class TensorBoardLayout(Callback):
     zero writes. Without a TensorBoard logger nothing happens.
     """
 
+    affects_training = False
+
     def __init__(self) -> None:
         self._layout: Layout = {}
         self._charts: list[Chart] = []

@@ -22,6 +22,8 @@ class ExactResume(Callback):
     :class:`~eigenscope.callbacks.ResumeCheckpoint` saves between two steps, where all this is exact.
     """
 
+    affects_training = False
+
     def __init__(self) -> None:
         self._restored: dict[str, Any] | None = None
 

@@ -55,6 +55,8 @@ class CVLossSchedule(Callback):
             point set has fewer than five points or four dimensions.
     """
 
+    affects_training = True
+
     def __init__(
         self,
         point_sets: dict[str, CVPolicy],

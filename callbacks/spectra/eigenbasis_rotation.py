@@ -75,6 +75,8 @@ class EigenbasisRotation(Callback):
             outside the run, watched parameters have different optimizers, or the replica cannot be.
     """
 
+    affects_training = False
+
     def __init__(
         self,
         parameters: Sequence[str] | None = None,

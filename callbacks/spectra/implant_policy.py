@@ -41,6 +41,8 @@ class ImplantPolicy(Callback):
             has no implants.
     """
 
+    affects_training = True
+
     def __init__(self, policy: Policy, unfreeze_at: int | None = None, lr_factor: float | None = None) -> None:
         if policy not in get_args(Policy):
             raise ValueError(f"policy must be one of {', '.join(get_args(Policy))}, got {policy!r}")

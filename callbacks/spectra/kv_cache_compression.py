@@ -71,6 +71,8 @@ class KVCacheCompression(Callback):
             rank above the head width.
     """
 
+    affects_training = False
+
     def __init__(
         self,
         codecs: dict[str, Codec | KVCodec] | None = None,

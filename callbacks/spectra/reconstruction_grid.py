@@ -47,6 +47,8 @@ class ReconstructionGrid(Callback):
             :class:`~eigenscope.protocols.Autoencoding`.
     """
 
+    affects_training = False
+
     def __init__(self, every_n_epochs: int = 1, per_label: int = 1, max_labels: int = 16) -> None:
         for name, value in (
             ("every_n_epochs", every_n_epochs),

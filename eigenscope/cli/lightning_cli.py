@@ -25,20 +25,15 @@ import eigenscope.nn
 import eigenscope.optim
 from eigenscope import callbacks, renamed
 from eigenscope.callbacks._output import written_folders
-from eigenscope.callbacks.resuming.continued_tensorboard import ContinuedBoard
 from eigenscope.callbacks.resuming.run_provenance import RunProvenance
-from eigenscope.checkpoints import CONFIGURATION, SAVED_AT, read_checkpoint
+from eigenscope.checkpoints import read_checkpoint
 from eigenscope.cli.compare import compare_main
 from eigenscope.cli.errors.parser import ExplainingParser, UsageError
 from eigenscope.cli.errors.runtime_errors import check_writable, explain, is_from_setup, leave_to_main_thread, own_error
 from eigenscope.cli.process.lost_ranks import end_with_launcher, explain_lost_rank
-from eigenscope.cli.resume.compatibility import (
-    check_network,
-    check_resume,
-    continued_version,
-    find_checkpoint,
-)
-from eigenscope.cli.resume.warm_start import misshaped, read_weights, warm_start
+from eigenscope.cli.resume.compatibility import check_network, check_options, find_checkpoint
+from eigenscope.cli.resume.prepare_resume import prepare_resume
+from eigenscope.cli.resume.warm_start import misshaped, read_weights, unmatched, warm_start
 from eigenscope.optim.emerging import EMERGING_OPTIMIZERS
 from eigenscope.precision import has_bf16
 
@@ -111,6 +106,13 @@ class EigenscopeCLI(LightningCLI):
             help="fit: where parts of the warm start belong, by the first parts of their names, such as "
             "'{old.part: new.part, net.head: null}'; null leaves a part as initialised.",
         )
+        parser.add_argument(
+            "--resume_allow",
+            action="append",
+            metavar="KEY",
+            help="fit with --ckpt_path: a key of the configuration, such as data.init_args.batch_size, that may differ "
+            "from the checkpoint's on purpose, with all below it; repeatable. The run record keeps the change.",
+        )
         for name in _LINKED:
             parser.link_arguments(f"data.{name}", f"model.init_args.net.init_args.{name}", apply_on="instantiate")
 
@@ -139,10 +141,7 @@ class EigenscopeCLI(LightningCLI):
         self._shapes: dict[str, tuple[int, ...]] = {}
         config = self.config[self.subcommand]
         try:
-            if config.warm_start is not None and self.subcommand != "fit" and config.ckpt_path is None:
-                raise ValueError(f"warm_start is for fit; to {self.subcommand} trained weights give --ckpt_path")
-            if config.warm_start_map is not None and config.warm_start is None:
-                raise ValueError("warm_start_map says where the parts of warm_start belong, of which there is none")
+            check_options(str(self.subcommand), config)
             if config.ckpt_path is not None:
                 self._check_checkpoint(find_checkpoint(config.ckpt_path))
         except ValueError as error:
@@ -157,37 +156,29 @@ class EigenscopeCLI(LightningCLI):
         checkpoint = read_checkpoint(path)
         now = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False))
         if self.subcommand == "fit":
-            note = check_resume(checkpoint, path, now, {"trainer": Trainer}, _LINKED)
-            begun = checkpoint.get(CONFIGURATION, {})  # its checkpoints go on saying with which weights the run began
-            config.warm_start, config.warm_start_map = begun.get("warm_start"), begun.get("warm_start_map")
-            version = continued_version(path, now["trainer"]["logger"])
-            if version is not None:
-                self._continue_logs(version, checkpoint)
+            prepared = prepare_resume(config, checkpoint, path, now, _LINKED)
+            self.trainer_defaults["callbacks"] += prepared.callbacks
+            self.save_config_kwargs |= prepared.provenance
+            lines = prepared.lines
         else:
             note = check_network(checkpoint, path, now, _LINKED)
+            lines = (note,) if note else ()
             warnings.filterwarnings("ignore", "The dirpath has changed")  # where nothing is saved
         weights = checkpoint["state_dict"].items()
         self._shapes = {name: tuple(weight.shape) for name, weight in weights if isinstance(weight, torch.Tensor)}
-        if note is not None:
-            rank_zero_only(print)(note, flush=True)
-
-    def _continue_logs(self, version: str, checkpoint: dict[str, Any]) -> None:
-        """Lets the logger write on in the folder of the checkpoint's run, from the checkpoint's step on."""
-        logger = self.config[self.subcommand].trainer.logger
-        logger = logger[0] if isinstance(logger, list) else logger
-        step = checkpoint["global_step"]
-        logger.init_args.version, logger.init_args.purge_step = version, step
-        self.trainer_defaults["callbacks"].append(ContinuedBoard(step, checkpoint.get(SAVED_AT)))
-        self.save_config_kwargs["continues"] = True
-        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+        for line in lines:
+            rank_zero_only(print)(line, flush=True)
 
     def after_instantiate_classes(self) -> None:
-        """Refuses a subcommand the model has no step for; weights of other shapes than the checkpoint's."""
+        """Refuses a subcommand the model has no step for; weights that do not fit the checkpoint's."""
         step = {"validate": "validation_step", "test": "test_step"}.get(self.subcommand or "")
         if step is not None and not is_overridden(step, self.model):
             model = type(self.model).__name__
             raise ConfigurationError(f"there is nothing to {self.subcommand}: {model} has no {step}")
-        if found := misshaped(self.model, self._shapes):
+        found = misshaped(self.model, self._shapes)
+        if any(key.startswith("model.") for key in self.save_config_kwargs.get("allowed", ())):
+            found += unmatched(self.model, self._shapes)
+        if found:
             path = self.config[self.subcommand].ckpt_path
             raise ConfigurationError("\n  ".join([f"the weights of checkpoint {path} do not fit the model:", *found]))
 
@@ -231,9 +222,11 @@ class EigenscopeCLI(LightningCLI):
         given = self._get(self.config_init, "trainer.callbacks") or []
         given = given if isinstance(given, list) else [given]
         callbacks.check_distinct(given)
-        kinds = {type(callback) for callback in given}
-        defaults = [callback for callback in self.trainer_defaults["callbacks"] if type(callback) not in kinds]
-        self.trainer_defaults["callbacks"] = defaults  # one that the configuration names takes the default's place
+        self.trainer_defaults["callbacks"] = [  # one that the configuration names, or a subclass, takes its place
+            default
+            for default in self.trainer_defaults["callbacks"]
+            if not any(isinstance(callback, type(default)) for callback in given)
+        ]
         try:
             return super().instantiate_trainer(plugins=[*plugins, eigenscope.callbacks.SafeCheckpointIO()], **kwargs)
         except TypeError as error:  # so Lightning calls, among others, a number of devices that is none
