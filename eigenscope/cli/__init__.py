@@ -55,12 +55,9 @@ def _find_classes_in_working_directory() -> None:
     """Lets a configuration name the user's own classes, in modules that shadow no installed package.
 
     ``python -m eigenscope`` puts the working directory first on ``sys.path``, the console script leaves it out; both
-    get it last. A checkout of Eigenscope stays as it is, and so does a folder with one in it, which Python would take
-    for this package.
+    get it last. In a checkout of Eigenscope, where it holds this package itself, it stays first.
     """
     here, home = Path.cwd(), Path(__file__).parents[2]
-    if here != home and (here / "eigenscope").is_dir():
-        return
     if here != home and sys.path[0] in ("", str(here)):
         del sys.path[0]
     if str(here) not in sys.path:
