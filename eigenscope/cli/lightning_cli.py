@@ -34,6 +34,7 @@ from eigenscope.cli.process.lost_ranks import end_with_launcher, explain_lost_ra
 from eigenscope.cli.resume.compatibility import check_network, check_options, find_checkpoint
 from eigenscope.cli.resume.prepare_resume import prepare_resume
 from eigenscope.cli.resume.warm_start import misshaped, read_weights, unmatched, warm_start
+from eigenscope.cli.shipped_configs import with_shipped_configs
 from eigenscope.optim.emerging import EMERGING_OPTIMIZERS
 from eigenscope.precision import has_bf16
 
@@ -89,7 +90,7 @@ class EigenscopeCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Makes a parser that takes no abbreviated options: a misspelt one is an error, not its nearest neighbour."""
-        return super().init_parser(allow_abbrev=False, **kwargs)
+        return super().init_parser(prog="eigenscope", allow_abbrev=False, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links what the data knows to the network, ``net``, and guards every training against non-finite numbers."""
@@ -272,7 +273,7 @@ def resolve(args: list[str]) -> dict[str, Any]:
         UsageError: they cannot be understood.
     """
     try:
-        _ParseOnly(["fit", *args])
+        _ParseOnly(["fit", *with_shipped_configs(args)])
     except _Parsed as parsed:
         return parsed.config
     raise RuntimeError("the parser returned without a configuration")
@@ -293,7 +294,7 @@ def main(args: list[str] | None = None) -> Any:
     """Runs the command line.
 
     Args:
-        args: what would follow ``python cli.py``; None takes it from there.
+        args: what would follow ``eigenscope`` in a shell; None takes it from there.
 
     Returns:
         The LightningCLI object with ``trainer``, ``model`` and ``datamodule``; of ``compare``, the summaries.
@@ -302,8 +303,8 @@ def main(args: list[str] | None = None) -> Any:
         SystemExit: with code 2, after a sentence on stderr, if what was asked for cannot be understood.
     """
     _quieten_lightning()
-    args = sys.argv[1:] if args is None else args
     try:
+        args = with_shipped_configs(sys.argv[1:] if args is None else args)
         return compare_main(args[1:], resolve) if args[:1] == ["compare"] else EigenscopeCLI(args)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
