@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import threading
 import traceback
-from multiprocessing.queues import Queue
 from typing import Any, Literal, cast
 
 import torch
@@ -12,6 +11,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from eigenscope.adapters.python_names import on_unsent
 from eigenscope.data import EpochSampler
 
 Batch = tuple[Tensor, Tensor]
@@ -118,7 +118,7 @@ def watch(worker: int) -> None:
         worker: its number.
     """
     threading.Thread(target=_end_with_training, daemon=True).start()
-    Queue._on_queue_feeder_error = staticmethod(_end_unsent)  # type: ignore[attr-defined]
+    on_unsent(_end_unsent)
 
 
 def _end_with_training() -> None:

@@ -10,6 +10,7 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
+from eigenscope.adapters.lightning_names import callbacks_of
 from eigenscope.callbacks.reporting.run_metadata import RunMetadataCallback, data_fingerprint
 from eigenscope.checkpoints import AFFECTING, CONFIGURATION, DATA, SAVED_AT
 
@@ -43,7 +44,7 @@ class RunProvenance(SaveConfigCallback):
             self.already_saved = trainer.strategy.broadcast(there)
         if trainer.loggers:
             super().setup(trainer, pl_module, stage)
-        for card in trainer.callbacks if trainer.is_global_zero and stage == "fit" else []:  # type: ignore[attr-defined]
+        for card in callbacks_of(trainer) if trainer.is_global_zero and stage == "fit" else []:
             if isinstance(card, RunMetadataCallback):
                 options = self._plain["trainer"]
                 options = options | {"precision": self.asked_precision or options["precision"]}

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
@@ -286,6 +285,6 @@ class EigenbasisRotation(Callback):
                 board.experiment.add_figure(tag, figure, global_step=self._step)
 
 
-def _bare(optimizer: Optimizer | LightningOptimizer) -> Optimizer:
-    """Without Lightning's wrapper."""
-    return optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+def _bare(optimizer: Any) -> Optimizer:
+    """Without Lightning's wrapper, a ``LightningOptimizer``."""
+    return optimizer if isinstance(optimizer, Optimizer) else optimizer.optimizer

@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from eigenscope.adapters.lightning_names import callbacks_of
 from eigenscope.callbacks._output import tensorboard_loggers
 from eigenscope.figures import cv_histogram, reconstruction_figure, spectrum_figure
 from eigenscope.geometry import expected_cv, has_cv, random_unit_points, spread_matrices, volume_cv
@@ -171,7 +172,7 @@ def _names(images: Mapping[int, Sequence[Tensor]], label_names: Sequence[str]) -
 
 def _target(trainer: Trainer, name: str) -> float | None:
     """The CV that training aims at, if it aims at one."""
-    aims = [callback.targets for callback in trainer.callbacks if isinstance(callback, AimsAtCV)]  # type: ignore[attr-defined]
+    aims = [callback.targets for callback in callbacks_of(trainer) if isinstance(callback, AimsAtCV)]
     return next((targets[name] for targets in aims if name in targets), None)
 
 

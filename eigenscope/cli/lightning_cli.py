@@ -1,8 +1,6 @@
 """LightningCLI for Eigenscope: ``fit``, ``validate``, ``test``, ``predict``, and the door to ``compare``."""
 
-import logging
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +14,6 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # its stub leaves it out
 
 import eigenscope.datamodules  # importing a package makes its classes known by their short names
@@ -24,10 +21,16 @@ import eigenscope.lightning_modules
 import eigenscope.nn
 import eigenscope.optim
 from eigenscope import callbacks, renamed
+from eigenscope.adapters.lightning_names import (
+    GivenConfiguration,
+    ignore_moved_checkpoints,
+    quieten,
+)
 from eigenscope.callbacks._output import written_folders
 from eigenscope.callbacks.resuming.run_provenance import RunProvenance
 from eigenscope.checkpoints import read_checkpoint
 from eigenscope.cli.compare import compare_main
+from eigenscope.cli.errors.parse_errors import explain_parse_error
 from eigenscope.cli.errors.parser import ExplainingParser, UsageError
 from eigenscope.cli.errors.runtime_errors import check_writable, explain, is_from_setup, leave_to_main_thread, own_error
 from eigenscope.cli.process.lost_ranks import end_with_launcher, explain_lost_rank
@@ -54,12 +57,13 @@ class Parser(ExplainingParser, LightningArgumentParser):
         "eigenscope.optim",
     )
     more_subcommands = ("compare",)
+    explain = staticmethod(explain_parse_error)
 
 
 _LINKED = ("num_classes", "image_size")  # what the data tells the network
 
 
-class EigenscopeCLI(LightningCLI):
+class EigenscopeCLI(GivenConfiguration, LightningCLI):
     """LightningCLI in subclass mode; classes and image size flow from the data to the network."""
 
     def __init__(self, args: ArgsType = None) -> None:
@@ -129,9 +133,6 @@ class EigenscopeCLI(LightningCLI):
         if notes:
             rank_zero_only(print)(f"Names of version 0.4: {', '.join(notes)}.", file=sys.stderr, flush=True)
 
-    def _parse_ckpt_path(self) -> None:
-        """Leaves the configuration as it was given: Lightning's would let a checkpoint's hyperparameters win."""
-
     def before_instantiate_classes(self) -> None:
         """Replaces bf16 by fp32 where the device would only emulate it, and says so; looks at the checkpoint.
 
@@ -155,7 +156,7 @@ class EigenscopeCLI(LightningCLI):
         if config.weights_only is False:
             raise ValueError("weights_only must be null or true, got False: reading a checkpoint executes no code")
         checkpoint = read_checkpoint(path)
-        now = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False))
+        now = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))[self.subcommand]
         if self.subcommand == "fit":
             prepared = prepare_resume(config, checkpoint, path, now, _LINKED)
             self.trainer_defaults["callbacks"] += prepared.callbacks
@@ -164,7 +165,7 @@ class EigenscopeCLI(LightningCLI):
         else:
             note = check_network(checkpoint, path, now, _LINKED)
             lines = (note,) if note else ()
-            warnings.filterwarnings("ignore", "The dirpath has changed")  # where nothing is saved
+            ignore_moved_checkpoints()  # where nothing is saved
         weights = checkpoint["state_dict"].items()
         self._shapes = {name: tuple(weight.shape) for name, weight in weights if isinstance(weight, torch.Tensor)}
         for line in lines:
@@ -173,7 +174,7 @@ class EigenscopeCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Refuses a subcommand the model has no step for; weights that do not fit the checkpoint's."""
         step = {"validate": "validation_step", "test": "test_step"}.get(self.subcommand or "")
-        if step is not None and not is_overridden(step, self.model):
+        if step is not None and getattr(type(self.model), step) is getattr(LightningModule, step):
             model = type(self.model).__name__
             raise ConfigurationError(f"there is nothing to {self.subcommand}: {model} has no {step}")
         found = misshaped(self.model, self._shapes)
@@ -218,9 +219,9 @@ class EigenscopeCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer, whose checkpoints are whole and load without executing code."""
-        plugins = self._get(self.config_init, "trainer.plugins") or []
+        plugins = self.config_init[self.subcommand].get("trainer.plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
-        given = self._get(self.config_init, "trainer.callbacks") or []
+        given = self.config_init[self.subcommand].get("trainer.callbacks") or []
         given = given if isinstance(given, list) else [given]
         callbacks.check_distinct(given)
         self.trainer_defaults["callbacks"] = [  # one that the configuration names, or a subclass, takes its place
@@ -279,17 +280,6 @@ def resolve(args: list[str]) -> dict[str, Any]:
     raise RuntimeError("the parser returned without a configuration")
 
 
-def _quieten_lightning() -> None:
-    """Leaves out what nobody at the command line can act on: advertisements, and Lightning's notes to itself."""
-    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
-        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_for_people)
-    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
-
-
-def _is_for_people(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(("💡 Tip", "`weights_only` was not set"))
-
-
 def main(args: list[str] | None = None) -> Any:
     """Runs the command line.
 
@@ -302,7 +292,7 @@ def main(args: list[str] | None = None) -> Any:
     Raises:
         SystemExit: with code 2, after a sentence on stderr, if what was asked for cannot be understood.
     """
-    _quieten_lightning()
+    quieten()
     try:
         args = with_shipped_configs(sys.argv[1:] if args is None else args)
         return compare_main(args[1:], resolve) if args[:1] == ["compare"] else EigenscopeCLI(args)

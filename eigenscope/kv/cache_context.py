@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from eigenscope.kv.cache import DEFAULT_CODEC, SpectralCache
 from eigenscope.kv.cache_report import CacheReport
 from eigenscope.kv.codec import Codec, FittedKV, KVCodec
-from eigenscope.kv.hugging_face import Cache, DynamicCache, PreTrainedModel
+from eigenscope.kv.hugging_face import Cache, DynamicCache, PreTrainedModel, is_user_defined
 
 
 class SpectralRun:
@@ -79,7 +79,7 @@ def spectral_cache(
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         cache = kwargs.get("past_key_values")
         if isinstance(cache, Cache) and not isinstance(cache, SpectralCache):
-            passed = getattr(cache, "_is_user_defined", False) or cache.get_seq_length() > 0
+            passed = is_user_defined(cache) or cache.get_seq_length() > 0
             if not passed and type(cache) is not DynamicCache:
                 raise ValueError(
                     f"cache_implementation must not be set within spectral_cache, got a {type(cache).__name__}"

@@ -8,6 +8,12 @@ except ImportError as error:
         f"a cache for generation needs transformers 5.23, which `pip install eigenscope[hf]` brings: {error}"
     ) from error
 
+
+def is_user_defined(cache: Cache) -> bool:
+    """Whether ``generate`` says that its caller has passed a cache; False where transformers does not say."""
+    return bool(getattr(cache, "_is_user_defined", False))
+
+
 __all__ = [
     "Cache",
     "CacheLayerMixin",
@@ -15,4 +21,5 @@ __all__ = [
     "PreTrainedConfig",
     "PreTrainedModel",
     "get_layer_types_and_kwargs",
+    "is_user_defined",
 ]

@@ -1,8 +1,9 @@
 """The same gradients at two matmul precisions at once."""
 
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from copy import copy as shallow_copy
 from typing import Any, Literal
 
 import torch
@@ -112,14 +113,10 @@ class ReferencePrecisionReplica:
 
 def _replica(optimizer: Optimizer, settings: Mapping[str, Any]) -> Optimizer:
     """The same class with the same attributes, but no parameters, state or hooks; its constructor may not take them."""
-    twin: Optimizer = object.__new__(type(optimizer))
-    vars(twin).update(vars(optimizer))
-    for name, value in vars(twin).items():
-        if isinstance(value, OrderedDict):  # hooks
-            setattr(twin, name, OrderedDict())
+    twin = shallow_copy(optimizer)  # as torch unpickles it: without hooks, and without most other attributes
     twin.state = defaultdict(dict)
     twin.param_groups = []
-    for name, value in settings.items():
+    for name, value in {**vars(optimizer), **vars(twin), **settings}.items():
         setattr(twin, name, value)
     return twin
 

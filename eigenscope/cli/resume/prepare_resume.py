@@ -1,6 +1,5 @@
 """From a checkpoint and a configuration to what a resumed fit needs beside them: options, callbacks, provenance."""
 
-import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
 
+from eigenscope.adapters.lightning_names import ignore_absent_callbacks, ignore_existing_checkpoints
 from eigenscope.callbacks.resuming.changed_hyperparameters import ChangedHyperparameters
 from eigenscope.callbacks.resuming.continued_tensorboard import ContinuedBoard
 from eigenscope.checkpoints import CONFIGURATION, SAVED_AT
@@ -58,7 +58,7 @@ def prepare_resume(
         if options or schedule:
             prepared.callbacks.append(ChangedHyperparameters(options, schedule))
     if CONFIGURATION in checkpoint:  # a line says already which callbacks differ
-        warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`, callbacks used to create")
+        ignore_absent_callbacks()
     version = continued_version(path, now["trainer"]["logger"])
     if version is not None:
         step = checkpoint["global_step"]
@@ -67,5 +67,5 @@ def prepare_resume(
         logger.init_args.version, logger.init_args.purge_step = version, step
         prepared.callbacks.append(ContinuedBoard(step, checkpoint.get(SAVED_AT)))
         prepared.provenance["continues"] = True
-        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+        ignore_existing_checkpoints()
     return prepared
