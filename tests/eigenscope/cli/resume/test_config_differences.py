@@ -203,8 +203,8 @@ def test_callbacks_that_may_differ_are_one_line():
     saved = configuration(callbacks=[gone, cv, checkpoint("a")])
     now = configuration(callbacks=[checkpoint("b"), table, table])
     assert callback_changes(saved, now) == (
-        "Callbacks differ from the checkpoint's: Callback removed, ModelCheckpoint changed (monitor), EpochTable added, "
-        "EpochTable#2 added."
+        "Callbacks differ from the checkpoint's: Callback removed, ModelCheckpoint changed (monitor), "
+        "EpochTable added, EpochTable#2 added."
     )
     assert callback_changes(saved, configuration(callbacks=[checkpoint("a"), gone])) is None
     found = contradictions(
