@@ -84,7 +84,6 @@ def test_the_successor_without_lightning():
     names = {"SimplexVAE": SimplexVAE, "images": torch.randn(2, 3, 16, 16)}
     exec(example("successor.md"), names)
     assert names["images_again"].shape == (2, 3, 16, 16)
-    assert names["between"].shape == (5, 2, 3, 16, 16)
     assert names["drawn"].shape == (4, 3, 32, 32)
 
 

@@ -20,7 +20,6 @@ import eigenscope.datamodules  # importing a package makes its classes known by 
 import eigenscope.lightning_modules
 import eigenscope.nn
 import eigenscope.optim
-from eigenscope import callbacks
 from eigenscope.callbacks._output import written_folders
 from eigenscope.callbacks.resuming.continued_tensorboard import ContinuedBoard
 from eigenscope.callbacks.resuming.run_provenance import RunProvenance
@@ -219,13 +218,12 @@ class EigenscopeCLI(LightningCLI):
         plugins = plugins if isinstance(plugins, list) else [plugins]
         given = self._get(self.config_init, "trainer.callbacks") or []
         given = given if isinstance(given, list) else [given]
-        callbacks.check_distinct(given)
         kinds = {type(callback) for callback in given}
         defaults = [callback for callback in self.trainer_defaults["callbacks"] if type(callback) not in kinds]
         self.trainer_defaults["callbacks"] = defaults  # one that the configuration names takes the default's place
         try:
             return super().instantiate_trainer(plugins=[*plugins, eigenscope.callbacks.SafeCheckpointIO()], **kwargs)
-        except TypeError as error:  # so Lightning calls, among others, a number of devices that is none
+        except (TypeError, RuntimeError) as error:  # a number of devices that is none; two callbacks of one state_key
             raise ConfigurationError(f"trainer: {error}") from error
 
     def after_fit(self) -> None:

@@ -96,23 +96,6 @@ class BatteryArray(PatchSVAE):
         array._hold(weights)
         return array
 
-    @classmethod
-    def from_modules(cls, modules: Sequence[PatchSVAE]) -> Self:
-        """Copies PatchSVAEs of one architecture into an array; the inverse of :meth:`battery`.
-
-        Raises:
-            ValueError: there is none, or one differs from the first; the message says in what.
-        """
-        if not modules:
-            raise ValueError("num_batteries must be at least 1, got 0 modules")
-        first, *others = map(_architecture, modules)
-        for number, other in enumerate(others, start=1):
-            for name, value in other.items():
-                if value != first[name]:
-                    raise ValueError(f"module {number} has {name} {value}, module 0 has {first[name]}")
-        states = [module.state_dict() for module in modules]
-        return cls.from_weights(first, {name: torch.stack([state[name] for state in states]) for name in states[0]})
-
     def battery(self, k: int) -> PatchSVAE:
         """A copy of battery k as a PatchSVAE of its own, the same weights to the bit.
 

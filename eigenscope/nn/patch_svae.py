@@ -44,11 +44,6 @@ class SpectralCode(NamedTuple):
         return {"singular values S": self.singular_values, "gains S′/S": self.gains}
 
     @property
-    def coordinated(self) -> Tensor:
-        """S′, the singular values that the decoder sees, (B, L, D)."""
-        return self.singular_values * self.gains
-
-    @property
     def decoded_points(self) -> Tensor:
         """M̂ = U diag(S′) Vᵀ, (B, L, V, D), computed as M V diag(S′/S) Vᵀ, which needs no division by S."""
         V = self.right_vectors.mT

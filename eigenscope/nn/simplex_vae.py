@@ -156,31 +156,6 @@ class SimplexVAE(nn.Module):
         z = standard_normal((count, rows * columns, self.slots, self.dim), like, generator)
         return self.decode(z, like.new_full(z.shape[:2], log_scale), (rows, columns))
 
-    @torch.no_grad()
-    def interpolate(self, images_a: Tensor, images_b: Tensor, steps: int) -> Tensor:
-        """Images between two, linear in μ and in log s, patch by patch: sizes change in equal ratios.
-
-        Args:
-            images_a: (B, 3, H, W).
-            images_b: same shape.
-            steps: images on the way, both ends included, at least 2.
-
-        Returns:
-            (steps, B, 3, H, W), from the reconstruction of ``images_a`` to that of ``images_b``.
-
-        Raises:
-            ValueError: the shapes differ, or ``steps`` is below 2.
-        """
-        if images_a.shape != images_b.shape:
-            raise ValueError(f"images_b must be {tuple(images_a.shape)} as images_a, got {tuple(images_b.shape)}")
-        if steps < 2:
-            raise ValueError(f"steps must be at least 2, got {steps}")
-        a, b = self.encode(images_a), self.encode(images_b)
-        way = torch.linspace(0, 1, steps, device=a.mu.device, dtype=a.mu.dtype)
-        z = torch.lerp(a.mu, b.mu, way.view(-1, 1, 1, 1, 1)).flatten(0, 1)
-        log_scale = torch.lerp(a.log_scale, b.log_scale, way.view(-1, 1, 1)).flatten(0, 1)
-        return self.decode(z, log_scale, a.grid).reshape(steps, *images_a.shape)
-
     def _implanted_points(self, companded: Tensor) -> Tensor | None:
         """Points of patches u (B, L, P) to be appended to M, (B, L, V', D), unit rows; here none."""
         return None

@@ -50,7 +50,7 @@ class ReferencePrecisionReplica:
                 f"replica_precision needs {' and '.join(lacking)}, which {type(optimizer).__name__} has not"
             )
         decays = any(group.get("weight_decay") for group in optimizer.param_groups)
-        if decays and getattr(optimizer, "weight_decay_method", None) == "l2":
+        if decays and getattr(optimizer, "weight_decay_method", None) == "l2":  # emerging-optimizers' own SOAP has it
             raise ValueError(
                 "replica_precision needs a weight_decay_method that leaves gradients as they are, "
                 f"{type(optimizer).__name__} has 'l2'"

@@ -42,7 +42,7 @@ def test_the_code_is_the_svd_of_points_on_a_sphere():
     torch.testing.assert_close(code.singular_values, torch.linalg.svdvals(code.points))
     torch.testing.assert_close(code.singular_values.square().sum(-1), torch.full((2, 6), 12.0))
     U, _, Vh = torch.linalg.svd(code.points.double(), full_matrices=False)
-    coordinated = U @ torch.diag_embed(code.coordinated.double()) @ Vh
+    coordinated = U @ torch.diag_embed((code.singular_values * code.gains).double()) @ Vh
     torch.testing.assert_close(code.decoded_points.double(), coordinated, rtol=1e-4, atol=1e-4)
     assert (code.gains - 1).abs().max() <= 0.2
     assert (code.gains - 1).abs().max() > 0

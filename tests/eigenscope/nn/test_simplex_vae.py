@@ -176,17 +176,6 @@ def test_samples_follow_the_generator_and_the_scale():
     )
 
 
-def test_interpolation_runs_between_the_reconstructions():
-    net = make()
-    a, b = images(2, 3, 8, 12), 100 * images(2, 3, 8, 12, seed=1)
-    way = net.interpolate(a, b, 3)
-    assert way.shape == (3, 2, 3, 8, 12)
-    A, B = net.encode(a), net.encode(b)
-    for image, share in zip(way, (0.0, 0.5, 1.0), strict=True):
-        z, log_scale = ((1 - share) * x + share * y for x, y in ((A.mu, B.mu), (A.log_scale, B.log_scale)))
-        torch.testing.assert_close(image, net.decode(z, log_scale, A.grid), rtol=1e-4, atol=1e-4)
-
-
 def test_autocast_leaves_points_and_latents_in_fp32():
     net = make()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -219,8 +208,6 @@ def test_arguments_are_checked(changes, message):
         (lambda net: net(images(1, 3, 8, 10)), "image size must be a multiple of patch_size 4"),
         (lambda net: net.sample(0, (8, 8)), "count must be at least 1, got 0"),
         (lambda net: net.sample(1, (8, 8), 10.0), r"log_scale must be in \[-9.21, 9.21\], got 10.0"),
-        (lambda net: net.interpolate(images(1, 3, 8, 8), images(1, 3, 8, 8), 1), "steps must be at least 2, got 1"),
-        (lambda net: net.interpolate(images(1, 3, 8, 8), images(2, 3, 8, 8), 3), "images_b must be .* got"),
         (lambda net: net.decode(images(1, 4, 2, 4), torch.zeros(1, 4), (2, 2)), r"z must be \(1, 4, 1, 4\) for grid"),
         (lambda net: net.decode(images(1, 4, 1, 4), torch.zeros(1, 3), (2, 2)), r"log_scale must be \(1, 4\) for"),
     ],
