@@ -17,7 +17,7 @@ from eigenscope.optim.attached_replicas import AttachedReplicas
 from eigenscope.optim.factors import kronecker_factors
 from eigenscope.optim.precision_replica import ReplicaPrecision
 from eigenscope.optim.reference_snapshots import POST_SPIKE, PRE_SPIKE, ReferenceSnapshots
-from eigenscope.optim.snapshots import Snapshot, take_snapshot
+from eigenscope.optim.snapshots import EigenbasisSnapshot, take_snapshot
 from eigenscope.optim.spike_detector import SpikeDetector
 from eigenscope.optim.tracked_parameters import TrackedParameter, check_comparable, optimizer_parts, tracked_parameters
 
@@ -268,7 +268,7 @@ class EigenbasisRotation(Callback):
         self._log.load_state_dict(state["log"], self._watched)
         self._replicas.load_state_dict(state["replicas"])
 
-    def _snapshot(self, step: int) -> Snapshot:
+    def _snapshot(self, step: int) -> EigenbasisSnapshot:
         found = {name: kronecker_factors(w.optimizer, w.parameter) for name, w in self._watched.items()}
         return take_snapshot(step, {name: factors for name, factors in found.items() if factors is not None})
 

@@ -17,9 +17,10 @@ from eigenscope.charts import Chart, present
 from eigenscope.kv import Codec, KVCodec
 from eigenscope.kv.attention_layers import AttentionLayer, attention_layers
 from eigenscope.kv.capture import Captured, capture, eager_inference, replaced
-from eigenscope.kv.evaluation import KVEvaluation, baseline_codecs, default_codecs, listed
+from eigenscope.kv.evaluation import KVEvaluation, baseline_codecs, default_codecs
 from eigenscope.kv.metric_sums import KVMetricSums, logit_change
 from eigenscope.kv.sampled_batch import SampledBatch, spread_batches
+from eigenscope.text import abbreviate_names
 
 
 class KVCacheCompression(Callback):
@@ -96,7 +97,7 @@ class KVCacheCompression(Callback):
         self.every_n_epochs = every_n_epochs
         self._layers: list[AttentionLayer] = []
         self._names: list[str] = []  # of the codecs, in an order that all ranks share
-        self._trial: KVEvaluation | None = None  # of this validation, once calibrated
+        self._evaluation: KVEvaluation | None = None  # of this validation, once calibrated
         self._latest: KVMetricSums | None = None
         self._step = 0  # at which the latest was measured
         self._previous = (0, 0)  # epoch and step of the validation before, or at which the fit began
@@ -114,7 +115,7 @@ class KVCacheCompression(Callback):
             )
         self._layers = attention_layers(pl_module, *(self.layers or ()))
         self._names = [*baseline_codecs(), *(default_codecs(1, 1) if self.codecs is None else self.codecs)]
-        self._trial = self._latest = None
+        self._evaluation = self._latest = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Counts from where the fit begins, which is later if it is resumed."""
@@ -123,7 +124,7 @@ class KVCacheCompression(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets a validation that did not come to its end."""
-        self._trial = None
+        self._evaluation = None
 
     on_test_epoch_start = on_validation_epoch_start
 
@@ -154,8 +155,8 @@ class KVCacheCompression(Callback):
         if trainer.sanity_checking or not self._is_due(trainer):
             return
         names = [layer.name for layer in self._layers]
-        tally = KVMetricSums(self._names, names) if self._trial is None else self._trial.tally
-        self._trial = None
+        tally = KVMetricSums(self._names, names) if self._evaluation is None else self._evaluation.tally
+        self._evaluation = None
         if trainer.world_size > 1:  # every rank comes here, with sums of one shape, whatever it could measure
             tally.map(lambda x: trainer.strategy.reduce(x.to(pl_module.device), reduce_op="sum").cpu())
         self._latest, self._step = tally, trainer.global_step
@@ -235,23 +236,23 @@ class KVCacheCompression(Callback):
             self._dtype = next(iter(captured.values())).keys.dtype
             tokens, width = (min(seen.keys.shape[dim] for seen in captured.values()) for dim in (-2, -1))
             codecs = baseline_codecs() | (default_codecs(width, tokens) if self.codecs is None else self.codecs)
-            self._trial = KVEvaluation(codecs, [layer.name for layer in self._layers])
-            self._trial.fit(captured)
+            self._evaluation = KVEvaluation(codecs, [layer.name for layer in self._layers])
+            self._evaluation.fit(captured)
             if trainer.sanity_checking:  # nothing is logged, but what a codec refuses is known before training
-                for _ in self._trial.measure(captured):
+                for _ in self._evaluation.measure(captured):
                     pass
             self._check(accepted=trainer.sanity_checking)
-        if self._trial is not None and not trainer.sanity_checking and (alone or not first):
+        if self._evaluation is not None and not trainer.sanity_checking and (alone or not first):
             logits, captured = self._capture(trainer, pl_module, measured)
             labels = measured.labels(logits)
             if labels is None:
                 self._say("KVCacheCompression compares attention alone: there are no logits with labels of their shape")
-            for number, decoded in self._trial.measure(captured):
+            for number, decoded in self._evaluation.measure(captured):
                 if labels is not None and logits is not None:
                     with replaced(self._layers, decoded), trainer.precision_plugin.forward_context():
                         changed = measured(pl_module)
                     assert changed is not None
-                    self._trial.tally.network[number] += logit_change(logits, changed, labels)
+                    self._evaluation.tally.network[number] += logit_change(logits, changed, labels)
             self._check(accepted=True)
 
     def _capture(
@@ -271,12 +272,14 @@ class KVCacheCompression(Callback):
 
     def _check(self, accepted: bool) -> None:
         """Before all codecs have worked once, what a given one refuses is an error; later on nothing ends a run."""
-        assert self._trial is not None
-        for name, (layers, error) in self._trial.failed.items():
+        assert self._evaluation is not None
+        for name, (layers, error) in self._evaluation.failed.items():
             if not self._accepted and self.codecs is not None:
-                raise ValueError(f"codecs[{name!r}], on {listed(layers)}: {error}") from error
+                raise ValueError(f"codecs[{name!r}], on {abbreviate_names([*map(repr, layers)])}: {error}") from error
             which = f"the default codec {name!r}" if self.codecs is None else f"codecs[{name!r}]"
-            self._say(f"KVCacheCompression leaves out {which} where it fails, as on {listed(layers)}: {error}")
+            self._say(
+                f"KVCacheCompression leaves out {which} where it fails, as on {abbreviate_names([*map(repr, layers)])}: {error}"
+            )
         self._accepted |= accepted
 
     def _say(self, warning: str) -> None:

@@ -16,7 +16,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # its stub leaves it out
 
-import eigenscope.datamodules  # importing a package makes its classes known by their short names
+import eigenscope.callbacks  # importing a package makes its classes known by their short names
+import eigenscope.datamodules
 import eigenscope.lightning_modules
 import eigenscope.nn
 import eigenscope.optim

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-from eigenscope.kv.attention import compressed_attention
 from eigenscope.kv.cache_report import CacheReport
 from eigenscope.kv.codec import (
     Code,
@@ -45,7 +44,6 @@ __all__ = [
     "allocate_bits",
     "attention_change",
     "bits_per_element",
-    "compressed_attention",
     "nbytes",
     "rate_distortion_bound",
     "relative_error",

@@ -127,7 +127,7 @@ class Codec(ABC):
 
     @abstractmethod
     def factors(self, code: Code, fitted: Fitted) -> Factors:
-        """The decoded block as a product, for attention that does not multiply it out."""
+        """The decoded block as a product of two matrices."""
 
     @no_grad_no_autocast
     def decode(self, code: Code, fitted: Fitted) -> Tensor:

@@ -7,11 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from eigenscope.kv.attention import attention_weights
 from eigenscope.kv.capture import Captured
 from eigenscope.kv.codec import Codec, Exact, Fitted, FittedKV, KVCodec
 from eigenscope.kv.low_rank_int8 import LowRankInt8
-from eigenscope.kv.measures import attention_change
+from eigenscope.kv.measures import attention_change, attention_weights
 from eigenscope.kv.metric_sums import BOUND_BITS, KVMetricSums
 from eigenscope.kv.rate_distortion import rate_distortion_bound
 from eigenscope.kv.score_aware_codec import ScoreAwareCodec
@@ -47,13 +46,7 @@ def default_codecs(head_width: int, tokens: int) -> dict[str, KVCodec]:
     }
 
 
-def listed(layers: Sequence[str]) -> str:
-    """Names for a message, the first three of many."""
-    named = ", ".join(map(repr, layers[:3]))
-    return named if len(layers) <= 3 else f"{named} and {len(layers) - 3} more"
-
-
-class Refusal(NamedTuple):
+class CodecFailure(NamedTuple):
     """The layers on which a codec was tried together, and why it refused them."""
 
     layers: tuple[str, ...]
@@ -85,7 +78,7 @@ class KVEvaluation:
     def __init__(self, codecs: Mapping[str, KVCodec], layers: Sequence[str]) -> None:
         self.codecs = dict(codecs)
         self.tally = KVMetricSums(list(codecs), list(layers))
-        self.failed: dict[str, Refusal] = {}
+        self.failed: dict[str, CodecFailure] = {}
         self._fitted: dict[tuple[str, ...], dict[str, FittedKV]] = {}
 
     @torch.no_grad()
@@ -101,7 +94,7 @@ class KVEvaluation:
                         codec.values.fit(stack.values, groups=2, weights=weights),
                     )
                 except ValueError as error:
-                    self.failed.setdefault(name, Refusal(names, error))
+                    self.failed.setdefault(name, CodecFailure(names, error))
             self._fitted[names] = fitted
 
     @torch.no_grad()
@@ -121,7 +114,7 @@ class KVEvaluation:
                     if name in self._fitted[names]:
                         decoded |= self._add(number, names, stack, self._fitted[names][name], captured)
                 except ValueError as error:
-                    self.failed.setdefault(name, Refusal(names, error))
+                    self.failed.setdefault(name, CodecFailure(names, error))
             if name not in self.failed and decoded:
                 yield number, decoded
 

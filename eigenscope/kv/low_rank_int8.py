@@ -14,14 +14,14 @@ class LowRankCode(Code):
     """X̂ = scale × ``C`` ``B``.
 
     Attributes:
-        C: (*batch, *groups, T, k) int8, or floating if not quantised.
-        B: (*batch, *groups, k, d) float16, or floating if not quantised.
-        scale: (*batch, *groups) float32, or None if not quantised.
+        C: (*batch, *groups, T, k) int8.
+        B: (*batch, *groups, k, d) float16.
+        scale: (*batch, *groups) float32.
     """
 
     C: Tensor
     B: Tensor
-    scale: Tensor | None
+    scale: Tensor
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,12 @@ class LowRankInt8(Codec):
 
     Args:
         rank: k >= 1, at most the smaller of T and d of any block.
-        quantized: False stores C and B in the dtype of X.
 
     Raises:
         ValueError: ``rank`` is not a whole number, or < 1.
     """
 
     rank: int
-    quantized: bool = True
 
     def __post_init__(self) -> None:
         check_whole(rank=self.rank)
@@ -59,12 +57,8 @@ class LowRankInt8(Codec):
         if self.rank > min(X.shape[-2:]):
             raise ValueError(f"rank must be at most min(T, d) of a block, {min(X.shape[-2:])}, got {self.rank}")
         Vh = randomized_svd(X.to(computed_in(X.dtype)), self.rank).Vh
-        B = Vh
-        if self.quantized:
-            B = B.to(torch.float16)
+        B = Vh.to(torch.float16)
         C = X.to(Vh.dtype) @ B.to(Vh.dtype).mT
-        if not self.quantized:
-            return LowRankCode(X.shape[-2], X.dtype, C.to(X.dtype), B.to(X.dtype).contiguous(), None)
         scale = C.abs().amax((-2, -1)).float() / 127
         steps = torch.where(scale > 0, scale, 1)[..., None, None].to(C.dtype)
         # An int8 would wrap: a subnormal scale rounds so coarsely that the largest entry may be past 127 of it.
@@ -76,7 +70,4 @@ class LowRankInt8(Codec):
         if not isinstance(code, LowRankCode):
             raise ValueError(f"code must be a LowRankCode, got {type(code).__name__}")
         dtype = computed_in(code.dtype)
-        C = code.C.to(dtype)
-        if code.scale is not None:
-            C = C * code.scale.to(dtype)[..., None, None]
-        return Factors(C, code.B.to(dtype))
+        return Factors(code.C.to(dtype) * code.scale.to(dtype)[..., None, None], code.B.to(dtype))

@@ -1,11 +1,11 @@
 """How much attention changes when keys and values are decoded ones."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from eigenscope.kv.attention import attention_weights, masked_scores
 from eigenscope.kv.codec import computed_in, no_grad_no_autocast
 
 
@@ -62,8 +62,8 @@ def attention_change(
     Everything is computed in the dtype of the queries, at least float32.
 
     Args:
-        queries: (*batch, query heads, n, d) floating; several query heads may share a key head, as in
-            :func:`eigenscope.kv.compressed_attention`.
+        queries: (*batch, query heads, n, d) floating; with r query heads for each key head, those of key
+            head h are h r, …, h r + r − 1.
         exact: keys (*batch, heads, T, d) and values (*batch, heads, T, d of values).
         decoded: of the same shapes.
         scale: of the scores; None is 1/√d.
@@ -113,6 +113,27 @@ def attention_change(
         torch.where(looking, divergence, 0).sum(-1) / count,
         torch.where(looking.any(-1), torch.where(looking, cosine, 0).sum(-1) / count, 1),
     )
+
+
+def attention_weights(
+    products: Tensor, channels: int, scale: float | None, mask: Tensor | None, causal: bool
+) -> Tensor:
+    """The softmax of masked scores, from products Q Kᵀ (..., n, T); rows that may look nowhere are zero."""
+    return masked_scores(products, channels, scale, mask, causal).softmax(-1).nan_to_num(0)
+
+
+def masked_scores(products: Tensor, channels: int, scale: float | None, mask: Tensor | None, causal: bool) -> Tensor:
+    """Scores (..., n, T) from products Q Kᵀ, −inf where a query may not look; arguments as above."""
+    scores = products * (1 / math.sqrt(channels) if scale is None else scale)
+    n, tokens = scores.shape[-2:]
+    if causal:
+        if n > tokens:
+            raise ValueError(f"causal queries must be the last of the {tokens} tokens, got {n} queries")
+        ahead = torch.ones(n, tokens, dtype=torch.bool, device=scores.device).triu(tokens - n + 1)
+        scores = scores.masked_fill(ahead, -torch.inf)
+    if mask is None:
+        return scores
+    return scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.to(scores.dtype)
 
 
 def _check(name: str, x: Tensor, like_name: str, like: Tensor) -> None:

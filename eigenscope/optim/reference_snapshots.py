@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from eigenscope.optim.rotation import Eigenbasis
-from eigenscope.optim.snapshots import Side, Snapshot
+from eigenscope.optim.snapshots import EigenbasisSnapshot, Side
 
 PRE_SPIKE, POST_SPIKE, _PREVIOUS = "pre_spike", "post_spike", "previous"
 
@@ -34,12 +34,12 @@ class ReferenceSnapshots:
             raise ValueError(f"references must be at least one, and each once, got {list(references)}")
         self.names = tuple(references)
         self.every_n_steps = every_n_steps
-        self.pre_spike: Snapshot | None = None
-        self.post_spike: Snapshot | None = None
+        self.pre_spike: EigenbasisSnapshot | None = None
+        self.post_spike: EigenbasisSnapshot | None = None
         self._lags = {
             reference: _lag(reference) for reference in references if reference not in (PRE_SPIKE, POST_SPIKE)
         }
-        self._lagged: dict[int, Snapshot] = {}
+        self._lagged: dict[int, EigenbasisSnapshot] = {}
 
     def measures_at(self, step: int) -> bool:
         """Whether this is a step to measure at."""
@@ -49,13 +49,13 @@ class ReferenceSnapshots:
         """Whether a later measurement goes back to the state after this step."""
         return any(self.measures_at(step + lag) for lag in self._lags.values())
 
-    def keep(self, snapshot: Snapshot) -> None:
+    def keep(self, snapshot: EigenbasisSnapshot) -> None:
         """Keeps a snapshot that :meth:`needs` asked for."""
         self._lagged[snapshot.step] = snapshot
 
-    def at(self, step: int) -> dict[str, Snapshot]:
+    def at(self, step: int) -> dict[str, EigenbasisSnapshot]:
         """The references there are for a measurement after this step, in the order in which they were named."""
-        found: dict[str, Snapshot | None] = {PRE_SPIKE: self.pre_spike, POST_SPIKE: self.post_spike}
+        found: dict[str, EigenbasisSnapshot | None] = {PRE_SPIKE: self.pre_spike, POST_SPIKE: self.post_spike}
         found |= {reference: self._lagged.get(step - lag) for reference, lag in self._lags.items()}
         return {reference: snapshot for reference in self.names if (snapshot := found[reference]) is not None}
 
@@ -99,13 +99,13 @@ def _lag(reference: str) -> int:
     return int(number)
 
 
-def _plain(snapshot: Snapshot | None) -> dict[str, Any] | None:
+def _plain(snapshot: EigenbasisSnapshot | None) -> dict[str, Any] | None:
     if snapshot is None:
         return None
     return {"step": snapshot.step, "bases": {side: basis._asdict() for side, basis in snapshot.bases.items()}}
 
 
-def _snapshot(plain: Mapping[str, Any] | None, devices: Mapping[Side, torch.device]) -> Snapshot | None:
+def _snapshot(plain: Mapping[str, Any] | None, devices: Mapping[Side, torch.device]) -> EigenbasisSnapshot | None:
     if plain is None:
         return None
     bases = {
@@ -113,4 +113,4 @@ def _snapshot(plain: Mapping[str, Any] | None, devices: Mapping[Side, torch.devi
         for side, basis in plain["bases"].items()
         if side in devices
     }
-    return Snapshot(plain["step"], bases)
+    return EigenbasisSnapshot(plain["step"], bases)

@@ -15,14 +15,14 @@ Side = tuple[str, str]
 _ENTRIES = 2**22  # of matrices in one batch: few enough that float64 copies of many wide ones do not fill the memory
 
 
-class Snapshot(NamedTuple):
+class EigenbasisSnapshot(NamedTuple):
     """Eigenbases of watched parameters after ``step`` steps of the optimizer."""
 
     step: int
     bases: dict[Side, Eigenbasis]
 
 
-def take_snapshot(step: int, factors: Mapping[str, KroneckerFactors]) -> Snapshot:
+def take_snapshot(step: int, factors: Mapping[str, KroneckerFactors]) -> EigenbasisSnapshot:
     """Copies the factors of parameters, by name, and orders their eigenbases."""
     live = {
         (name, side): pair
@@ -33,10 +33,10 @@ def take_snapshot(step: int, factors: Mapping[str, KroneckerFactors]) -> Snapsho
     for sides in _batches({side: factor for side, (factor, _) in live.items()}):
         batch = eigenbasis(*(torch.stack([live[side][part] for side in sides]) for part in (0, 1)))
         bases |= {side: Eigenbasis(*parts) for side, *parts in zip(sides, *batch, strict=True)}
-    return Snapshot(step, {side: bases[side] for side in live})
+    return EigenbasisSnapshot(step, {side: bases[side] for side in live})
 
 
-def compare_snapshots(now: Snapshot, reference: Snapshot, k: int) -> dict[Side, Rotation]:
+def compare_snapshots(now: EigenbasisSnapshot, reference: EigenbasisSnapshot, k: int) -> dict[Side, Rotation]:
     """How far each side that both have has turned, on the CPU; see :class:`~eigenscope.optim.rotation.Rotation`."""
     figures: list[Tensor] = []
     order: list[Side] = []
@@ -47,7 +47,7 @@ def compare_snapshots(now: Snapshot, reference: Snapshot, k: int) -> dict[Side, 
     return {side: Rotation(*row) for side, row in zip(order, rows, strict=True)}
 
 
-def compare_columns(now: Snapshot, reference: Snapshot) -> dict[Side, Tensor]:
+def compare_columns(now: EigenbasisSnapshot, reference: EigenbasisSnapshot) -> dict[Side, Tensor]:
     """Of each side that both have, :func:`~eigenscope.optim.rotation.block_overlap` on the CPU."""
     overlaps: dict[Side, Tensor] = {}
     for sides, (new, old) in _pairs(now, reference):
@@ -55,7 +55,9 @@ def compare_columns(now: Snapshot, reference: Snapshot) -> dict[Side, Tensor]:
     return overlaps
 
 
-def _pairs(now: Snapshot, reference: Snapshot) -> Iterator[tuple[Sequence[Side], tuple[Eigenbasis, Eigenbasis]]]:
+def _pairs(
+    now: EigenbasisSnapshot, reference: EigenbasisSnapshot
+) -> Iterator[tuple[Sequence[Side], tuple[Eigenbasis, Eigenbasis]]]:
     common = {side: basis.factor for side, basis in now.bases.items() if side in reference.bases}
     for sides in _batches(common):
         yield sides, (_stacked(now.bases[side] for side in sides), _stacked(reference.bases[side] for side in sides))

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from eigenscope.optim.common import abbreviate_names, filter_groups, keep_saved_dtypes, named_groups, params_by_name
+from eigenscope.optim.common import filter_groups, keep_saved_dtypes, named_groups, params_by_name
 from eigenscope.optim.routing import MATRIX, Route, reasons_against
+from eigenscope.text import abbreviate_names
 
 NOT_MATRICES = (
     "*embed*",

@@ -7,9 +7,9 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.optim import Optimizer
 
-from eigenscope.optim.common import abbreviate_names
 from eigenscope.optim.factors import preconditioner
 from eigenscope.optim.split import SplitOptimizer
+from eigenscope.text import abbreviate_names
 
 _NET = "net."
 

@@ -4,9 +4,20 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from eigenscope.kv import Exact, LowRankInt8, SpectralCache, TransformCodec, UniformInt, stored_tensors
+from eigenscope.kv.low_rank_int8 import LowRankCode
+from eigenscope.linalg import randomized_svd
+
+
+class FullRank(LowRankInt8):
+    """Its factors unrounded, which lose nothing at full rank."""
+
+    def encode(self, X, fitted):
+        B = randomized_svd(X, self.rank).Vh.contiguous()
+        return LowRankCode(X.shape[-2], X.dtype, X @ B.mT, B, torch.ones(X.shape[:-2]))
+
 
 SMALL = {"sinks": 4, "window": 8, "block": 16}
-LOSSLESS = {"exact": Exact(), "full rank": LowRankInt8(16, quantized=False)}
+LOSSLESS = {"exact": Exact(), "full rank": FullRank(16)}
 LOSSY = {"reference": LowRankInt8(2), "uniform": UniformInt(4), "transform": TransformCodec(bits_per_element=4)}
 SIZES = {
     "vocab_size": 64,

@@ -26,6 +26,13 @@ def test_relative_error_is_a_ratio_of_norms():
         relative_error(X, X[:1])
 
 
+def test_half_precision_scores_that_float16_cannot_hold():
+    Q, K = 300 * normal(1, 2, 3, 64).half(), 300 * normal(1, 2, 7, 64, seed=1).half()
+    V = normal(1, 2, 7, 64, seed=2).half()
+    assert (Q.double() @ K.double().mT).abs().max() > torch.finfo(torch.float16).max
+    assert all(x.isfinite().all() for x in attention_change(Q, (K, V), (K, V)))
+
+
 def test_nothing_changes_between_equals():
     Q, K, V = normal(2, 4, 5, 8), normal(2, 2, 9, 8, seed=1), normal(2, 2, 9, 6, seed=2)
     change = attention_change(Q, (K, V), (K, V), causal=True)

@@ -23,7 +23,6 @@ from eigenscope.kv import (
         (UniformInt(bits=4), 2 * 512 * (32 + 4)),
         (UniformInt(bits=2, axis="channel", stretch=32), 2 * 64 * (128 + 16 * 4)),
         (LowRankInt8(rank=16), 2 * (512 * 16 + 2 * 16 * 64 + 4)),
-        (LowRankInt8(rank=16, quantized=False), 2 * (512 * 16 + 16 * 64) * 2),
         (TransformCodec(bits_per_element=4), None),
         (ScoreAwareCodec(bits_per_element=4), None),
     ],

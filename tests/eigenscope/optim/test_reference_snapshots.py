@@ -3,13 +3,13 @@ import torch
 
 from eigenscope.optim.reference_snapshots import ReferenceSnapshots
 from eigenscope.optim.rotation import eigenbasis
-from eigenscope.optim.snapshots import Snapshot
+from eigenscope.optim.snapshots import EigenbasisSnapshot
 
 SIDE = ("weight", "L")
 
 
 def snapshot(step):
-    return Snapshot(step, {SIDE: eigenbasis(torch.eye(3) * step, torch.eye(3))})
+    return EigenbasisSnapshot(step, {SIDE: eigenbasis(torch.eye(3) * step, torch.eye(3))})
 
 
 def run(keeper, steps):
