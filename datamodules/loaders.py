@@ -96,7 +96,7 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         collate_fn=_as_it_is,
-        worker_init_fn=watch,
+        worker_init_fn=worker_init,
         generator=torch.Generator(),  # for seeds of workers, which nothing uses: the run's own stream is not drawn from
         pin_memory=torch.cuda.is_available(),
     )
@@ -111,7 +111,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def watch(worker: int) -> None:
+def worker_init(worker: int) -> None:
     """Called in every process of a loader as it starts.
 
     Args:

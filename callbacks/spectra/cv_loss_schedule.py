@@ -81,7 +81,7 @@ class CVLossSchedule(Callback):
         self._restored: dict[str, dict[str, float | None]] = {}
         self._logged: set[str] = set()
         self._place = (0, 0)  # epoch and batch
-        self._discipline: LossTransform | None = None
+        self._loss_transform: LossTransform | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks the point sets against the module before anything is trained."""
@@ -107,8 +107,8 @@ class CVLossSchedule(Callback):
             if name in self._point_sets:
                 self._point_sets[name].cv, self._point_sets[name].ema = values["cv"], values["ema"]
         self._restored = {}
-        self._discipline = partial(self._apply, trainer)
-        cast(HasPointSets, pl_module).loss_transforms.append(self._discipline)
+        self._loss_transform = partial(self._apply, trainer)
+        cast(HasPointSets, pl_module).loss_transforms.append(self._loss_transform)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leaves the training loss."""
@@ -119,9 +119,9 @@ class CVLossSchedule(Callback):
         self._leave(pl_module)
 
     def _leave(self, pl_module: LightningModule) -> None:
-        if self._discipline is not None:
-            cast(HasPointSets, pl_module).loss_transforms.remove(self._discipline)
-            self._discipline = None
+        if self._loss_transform is not None:
+            cast(HasPointSets, pl_module).loss_transforms.remove(self._loss_transform)
+            self._loss_transform = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Notes how far training is."""
@@ -183,7 +183,7 @@ class CVLossSchedule(Callback):
         self._restored = state_dict["point_sets"]
 
     def _apply(self, trainer: Trainer, loss: Tensor, point_sets: PointSets) -> Tensor:
-        """The discipline: adds the terms of all point sets, and measures when it is time."""
+        """The loss transform: adds the terms of all point sets, and measures when it is time."""
         unregularized = loss
         epoch, batch_idx = self._place
         measures = batch_idx % self.measure_every == 0

@@ -25,12 +25,12 @@ from eigenscope.optim.tracked_parameters import TrackedParameter, check_comparab
 class EigenbasisRotation(Callback):
     """Watches the Kronecker factors of SOAP or REKLS and how their eigenbases turn, above all around gradient spikes.
 
-    Every ``every_n_steps`` steps of the optimizer it compares both factors of each watched parameter with earlier
+    Every ``every_n_steps`` steps of the optimizer it compares both factors of each tracked parameter with earlier
     states, the *references*: ``previous`` (one step earlier), ``lag:n`` (n steps earlier), ``pre_spike`` and
     ``post_spike`` (the states just before and just after the step of the latest spike). A reference that is not there
     yet is left out.
 
-    A spike begins at a step whose gradient norm, over the watched parameters and before clipping, exceeds
+    A spike begins at a step whose gradient norm, over the tracked parameters and before clipping, exceeds
     ``spike_factor`` times the median of the last 50 norms, of which there must be ten, if that of the step before did
     not; and at each of ``spike_steps``. A norm that is not finite is passed over. Spikes are printed.
 
@@ -71,8 +71,8 @@ class EigenbasisRotation(Callback):
 
     Raises:
         ValueError: an argument is out of range or has no effect; or, before the first step, a pattern matches no
-            parameter or none with factors, ``k`` exceeds a watched parameter's smaller dimension, a spike step lies
-            outside the run, watched parameters have different optimizers, or the replica cannot be.
+            parameter or none with factors, ``k`` exceeds a tracked parameter's smaller dimension, a spike step lies
+            outside the run, tracked parameters have different optimizers, or the replica cannot be.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class EigenbasisRotation(Callback):
         self._forget()
 
     def _forget(self) -> None:
-        self._watched: dict[str, TrackedParameter] = {}
+        self._tracked: dict[str, TrackedParameter] = {}
         self._references = ReferenceSnapshots(self.references, self.every_n_steps)
         self._detector = SpikeDetector(self.spike_factor)
         self._log = RotationLog(self.k)
@@ -129,22 +129,22 @@ class EigenbasisRotation(Callback):
         """Chooses the parameters."""
         self._forget()
         optimizers = [_bare(optimizer) for optimizer in trainer.optimizers]
-        self._watched = tracked_parameters(pl_module.named_parameters(), optimizers, self.parameters, self.largest)
-        check_comparable(self._watched, self.k)
-        if not self._watched:
+        self._tracked = tracked_parameters(pl_module.named_parameters(), optimizers, self.parameters, self.largest)
+        check_comparable(self._tracked, self.k)
+        if not self._tracked:
             names = ", ".join(type(part).__name__ for part in optimizer_parts(optimizers)) or "no optimizer"
             rank_zero_warn(f"EigenbasisRotation does nothing: {names} keeps no eigenbases (Q_L), as SOAP and REKLS do")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over the state of a run that goes on, and opens the files."""
-        if not self._watched:
+        if not self._tracked:
             return
         if self.spike_steps and pl_module.automatic_optimization and not getattr(trainer, "fast_dev_run", False):
             total = trainer.estimated_stepping_batches
             if 0 <= total < self.spike_steps[-1]:
                 raise ValueError(f"spike_steps must be in the run, which has {total} steps, got {self.spike_steps[-1]}")
         self._step = trainer.global_step
-        self._replicas = AttachedReplicas(self._watched, self.replica_precision, self.emulate)
+        self._replicas = AttachedReplicas(self._tracked, self.replica_precision, self.emulate)
         if self._replicas and not self._replicas.differ:
             rank_zero_warn(
                 f"replica_precision {self.replica_precision!r} is that of the optimizer: the replica will not differ"
@@ -162,14 +162,14 @@ class EigenbasisRotation(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Looks for a spike, and freezes the state before it."""
-        if not self._watched or next(iter(self._watched.values())).outer is not _bare(optimizer):
+        if not self._tracked or next(iter(self._tracked.values())).outer is not _bare(optimizer):
             return
         self._pending += 1
         self._replicas.expect_step()
         step = self._step + self._pending
         if self.spike_factor is None and step not in self.spike_steps and not self._references.measures_at(step):
             return  # nobody asks for the norm, and it waits for the device
-        found = [watched.parameter.grad for watched in self._watched.values()]
+        found = [tracked.parameter.grad for tracked in self._tracked.values()]
         gradients = [gradient.detach().float() for gradient in found if gradient is not None]
         usual = self._detector.median
         self._norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else torch.nan
@@ -234,19 +234,19 @@ class EigenbasisRotation(Callback):
         self._replicas.detach()
 
     def charts(self, logged: Collection[str]) -> list[Chart]:
-        """Angles and sizes of the watched parameters, beside the norm of their gradient."""
-        norm = Chart("Eigenbases", "gradient norm of the watched parameters", ("rotation/grad_norm",))
+        """Angles and sizes of the tracked parameters, beside the norm of their gradient."""
+        norm = Chart("Eigenbases", "gradient norm of the tracked parameters", ("rotation/grad_norm",))
         return present([norm, *self._log.charts()], self._logged)
 
     @property
     def state_key(self) -> str:
-        """Differs between instances that watch different parameters; two for the same are refused by Lightning."""
+        """Differs between instances that track different parameters; two for the same are refused by Lightning."""
         return f"EigenbasisRotation{self.parameters or f'[largest {self.largest}]'}"
 
     def state_dict(self) -> dict[str, Any]:
         """References, gradient norms, curves and replicas."""
         return {
-            "watched": list(self._watched),
+            "watched": list(self._tracked),
             "step": self._step,
             "references": self._references.state_dict(),
             "detector": self._detector.state_dict(),
@@ -261,15 +261,15 @@ class EigenbasisRotation(Callback):
     def _restore(self, state: Mapping[str, Any]) -> None:
         self._step = state["step"]
         devices = {
-            (name, side): watched.parameter.device for name, watched in self._watched.items() for side in ("L", "R")
+            (name, side): tracked.parameter.device for name, tracked in self._tracked.items() for side in ("L", "R")
         }
         self._references.load_state_dict(state["references"], devices)
         self._detector.load_state_dict(state["detector"])
-        self._log.load_state_dict(state["log"], self._watched)
+        self._log.load_state_dict(state["log"], self._tracked)
         self._replicas.load_state_dict(state["replicas"])
 
     def _snapshot(self, step: int) -> EigenbasisSnapshot:
-        found = {name: kronecker_factors(w.optimizer, w.parameter) for name, w in self._watched.items()}
+        found = {name: kronecker_factors(w.optimizer, w.parameter) for name, w in self._tracked.items()}
         return take_snapshot(step, {name: factors for name, factors in found.items() if factors is not None})
 
     def _draw(self, trainer: Trainer) -> None:

@@ -155,19 +155,19 @@ class KVCacheCompression(Callback):
         if trainer.sanity_checking or not self._is_due(trainer):
             return
         names = [layer.name for layer in self._layers]
-        tally = KVMetricSums(self._names, names) if self._evaluation is None else self._evaluation.tally
+        sums = KVMetricSums(self._names, names) if self._evaluation is None else self._evaluation.sums
         self._evaluation = None
         if trainer.world_size > 1:  # every rank comes here, with sums of one shape, whatever it could measure
-            tally.map(lambda x: trainer.strategy.reduce(x.to(pl_module.device), reduce_op="sum").cpu())
-        self._latest, self._step = tally, trainer.global_step
+            sums.map(lambda x: trainer.strategy.reduce(x.to(pl_module.device), reduce_op="sum").cpu())
+        self._latest, self._step = sums, trainer.global_step
         prefix = _prefix(trainer)
         metrics = {
             f"{prefix}/{codec}/{measure}": float(value)
-            for measure, values in tally.overall().items()
-            for codec, value, present in zip(self._names, values, tally.present(measure, values), strict=True)
+            for measure, values in sums.overall().items()
+            for codec, value, present in zip(self._names, values, sums.present(measure, values), strict=True)
             if present
         }
-        for measure, table in tally.by_layer().items():
+        for measure, table in sums.by_layer().items():
             for codec, row in zip(self._names, table.tolist(), strict=True):
                 tags = [f"{prefix}/{codec}/{layer}/{measure}" for layer in names]
                 metrics |= {tag: v for tag, v in zip(tags, row, strict=True) if v == v}  # NaN: it was not measured
@@ -252,7 +252,7 @@ class KVCacheCompression(Callback):
                     with replaced(self._layers, decoded), trainer.precision_plugin.forward_context():
                         changed = measured(pl_module)
                     assert changed is not None
-                    self._evaluation.tally.network[number] += logit_change(logits, changed, labels)
+                    self._evaluation.sums.network[number] += logit_change(logits, changed, labels)
             self._check(accepted=True)
 
     def _capture(
@@ -274,12 +274,11 @@ class KVCacheCompression(Callback):
         """Before all codecs have worked once, what a given one refuses is an error; later on nothing ends a run."""
         assert self._evaluation is not None
         for name, (layers, error) in self._evaluation.failed.items():
+            where = abbreviate_names([*map(repr, layers)])
             if not self._accepted and self.codecs is not None:
-                raise ValueError(f"codecs[{name!r}], on {abbreviate_names([*map(repr, layers)])}: {error}") from error
+                raise ValueError(f"codecs[{name!r}], on {where}: {error}") from error
             which = f"the default codec {name!r}" if self.codecs is None else f"codecs[{name!r}]"
-            self._say(
-                f"KVCacheCompression leaves out {which} where it fails, as on {abbreviate_names([*map(repr, layers)])}: {error}"
-            )
+            self._say(f"KVCacheCompression leaves out {which} where it fails, as on {where}: {error}")
         self._accepted |= accepted
 
     def _say(self, warning: str) -> None:

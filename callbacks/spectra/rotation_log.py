@@ -216,9 +216,9 @@ class RotationLog:
             "overlap_reference": self._overlap_reference,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], watched: Iterable[str]) -> None:
-        """Goes on from there, for the parameters that are still watched."""
-        names = set(watched)
+    def load_state_dict(self, state: Mapping[str, Any], tracked: Iterable[str]) -> None:
+        """Goes on from there, for the parameters that are still tracked."""
+        names = set(tracked)
         self.measured, self._overlap_reference = state["measured"], state["overlap_reference"]
         self.spikes = deque(state["spikes"], maxlen=_SPIKES)
         for rows, saved in ((self._angles, state["angles"]), (self._spectra, state["spectra"])):

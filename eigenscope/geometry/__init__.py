@@ -1,4 +1,4 @@
-"""Volumes of simplices among the rows of a matrix, their CV, its closed form and discipline, and effective rank."""
+"""Volumes of simplices, their coefficient of variation (CV), its closed form and loss term; effective rank."""
 
 from eigenscope.geometry.cv_policy import CVPolicy, Phase, SoftHand, proximity
 from eigenscope.geometry.points import effective_rank, random_unit_points, spread_matrices

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eigenscope.nn.causal_transformer import CausalAttention, rotate
-from eigenscope.nn.hook_point import HookPoint, watch
+from eigenscope.nn.hook_point import HookPoint, attach_hooks
 
 Role = Literal["queries", "keys", "values"]
 ROLES: tuple[Role, ...] = ("queries", "keys", "values")
-Watcher = Callable[[str, Role, Tensor], Tensor]
+AttentionHook = Callable[[str, Role, Tensor], Tensor]
 """Takes a layer's name, a role and its tensor (B, heads, T, d), before rotation; what it returns goes on."""
 
 
@@ -43,12 +43,12 @@ class AttentionContext:
 
 
 class AttentionLayer(Protocol):
-    """A layer whose queries, keys and values can be watched."""
+    """A layer whose queries, keys and values can be observed."""
 
     name: str
 
-    def watched(self, watcher: Watcher) -> AbstractContextManager[AttentionContext]:
-        """Attaches the watcher while the block runs, and leaves no trace."""
+    def attach(self, hook: AttentionHook) -> AbstractContextManager[AttentionContext]:
+        """Attaches the hook while the block runs, and leaves no trace."""
 
 
 def attention_layers(module: nn.Module, *patterns: str) -> list[AttentionLayer]:
@@ -75,7 +75,7 @@ def attention_layers(module: nn.Module, *patterns: str) -> list[AttentionLayer]:
             found.append(_Projected(name, child))
     if not found:
         raise ValueError(
-            f"{type(module).__name__} has no attention layer with hook_points queries, keys and values, no "
+            f"{type(module).__name__} has no attention layer with hook points queries, keys and values, no "
             f"nn.MultiheadAttention, and none with q_proj, k_proj and v_proj"
         )
     for pattern in patterns:
@@ -93,14 +93,14 @@ class _Probed:
     module: nn.Module
 
     @contextmanager
-    def watched(self, watcher: Watcher) -> Iterator[AttentionContext]:
+    def attach(self, hook: AttentionHook) -> Iterator[AttentionContext]:
         context = AttentionContext()
         if isinstance(self.module, CausalAttention):
             base = self.module.rope_base
             context = AttentionContext(
                 causal=True, turn=lambda x: rotate(x, torch.arange(x.shape[-2], device=x.device), base)
             )
-        with watch(self.module, *ROLES, watcher=lambda role, x: watcher(self.name, cast(Role, role), x)):
+        with attach_hooks(self.module, *ROLES, hook=lambda role, x: hook(self.name, cast(Role, role), x)):
             yield context
 
 
@@ -112,11 +112,11 @@ class _Multihead:
     module: nn.MultiheadAttention
 
     @contextmanager
-    def watched(self, watcher: Watcher) -> Iterator[AttentionContext]:
+    def attach(self, hook: AttentionHook) -> Iterator[AttentionContext]:
         context = AttentionContext()
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)  # it calls no hooks
-        handle = self.module.register_forward_hook(partial(self._attend, watcher, context), with_kwargs=True)
+        handle = self.module.register_forward_hook(partial(self._attend, hook, context), with_kwargs=True)
         try:
             yield context
         finally:
@@ -124,7 +124,7 @@ class _Multihead:
             torch.backends.mha.set_fastpath_enabled(fast)
 
     def _attend(
-        self, watcher: Watcher, context: AttentionContext, module: nn.Module, args: Any, kwargs: Any, output: Any
+        self, hook: AttentionHook, context: AttentionContext, module: nn.Module, args: Any, kwargs: Any, output: Any
     ) -> Any:
         given = inspect.signature(nn.MultiheadAttention.forward).bind(module, *args, **kwargs)
         given.apply_defaults()
@@ -147,7 +147,7 @@ class _Multihead:
             own.append(_in_heads(projected, projected.shape[-1] // layer.num_heads))
         mask = _additive_mask(given.arguments["attn_mask"], given.arguments["key_padding_mask"], own[0])
         context.mask = mask
-        new = [watcher(self.name, role, x) for role, x in zip(ROLES, own, strict=True)]
+        new = [hook(self.name, role, x) for role, x in zip(ROLES, own, strict=True)]
         if all(x is y for x, y in zip(own, new, strict=True)):
             return None  # the layer's own output stays, to the bit
         Q, K, V = new
@@ -169,7 +169,7 @@ class _Projected:
     module: nn.Module
 
     @contextmanager
-    def watched(self, watcher: Watcher) -> Iterator[AttentionContext]:
+    def attach(self, hook: AttentionHook) -> Iterator[AttentionContext]:
         context = AttentionContext(scale=getattr(self.module, "scaling", None))
         d = _head_width(self.module)
         if d is None:
@@ -177,9 +177,9 @@ class _Projected:
             yield context
             return
 
-        def hook(role: Role, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        def on_projection(role: Role, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
             own = _in_heads(output, d)
-            new = watcher(self.name, role, own)
+            new = hook(self.name, role, own)
             return None if new is own else new.transpose(1, 2).flatten(2)
 
         def look(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -197,7 +197,7 @@ class _Projected:
         with ExitStack() as stack:
             for role in ROLES:
                 projection = cast(nn.Module, getattr(self.module, f"{role[0]}_proj"))
-                stack.callback(projection.register_forward_hook(partial(hook, role)).remove)
+                stack.callback(projection.register_forward_hook(partial(on_projection, role)).remove)
             stack.callback(self.module.register_forward_pre_hook(look, with_kwargs=True).remove)
             out = next(
                 (o for o in ("o_proj", "out_proj") if isinstance(getattr(self.module, o, None), nn.Module)), None

@@ -127,8 +127,8 @@ def unpack_planes(planes: Tensor, rows: Sequence[int], tokens: int) -> Tensor:
     bits = ((planes[..., None] >> _places(planes)) & 1).flatten(-2)[..., :tokens]
     codes = bits.new_zeros(*planes.shape[:-2], count, tokens)
     ends = itertools.accumulate(rows)
-    for p, (end, held) in enumerate(zip(ends, rows, strict=True)):
-        codes[..., :held, :] |= bits[..., end - held : end, :] << p
+    for p, (end, stored) in enumerate(zip(ends, rows, strict=True)):
+        codes[..., :stored, :] |= bits[..., end - stored : end, :] << p
     return codes
 
 

@@ -84,7 +84,7 @@ class SpectralLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return everything
 
     def get_seq_length(self) -> int:
-        """Slots held, padding included."""
+        """Slots in use, padding included."""
         return self._start() + self.keys.shape[-2] if self.is_initialized else 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -203,8 +203,8 @@ class SpectralLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         start = self.sinks + self.blocks * self.block
         count = ready * self.block
         padded = start < first_ordinary
-        held = slice(lead, None if padded else lead + count)
-        states = [self.frame.undo(self.keys[:, :, held], start), self.values[:, :, held]]
+        kept = slice(lead, None if padded else lead + count)
+        states = [self.frame.undo(self.keys[:, :, kept], start), self.values[:, :, kept]]
         if padded:
             index = self._ordinary_tokens(start, count, states[0])
             states = [X.take_along_dim(index, 2) for X in states]

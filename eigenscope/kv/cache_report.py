@@ -43,7 +43,7 @@ class CacheReport:
 
     @property
     def fraction_saved(self) -> float:
-        """Fraction of the bytes of the baseline that is not held; negative if more are held."""
+        """Fraction of the bytes of the baseline that is not stored; negative if more are stored."""
         return 1 - self.stored / self.baseline if self.baseline else 0.0
 
     def tiers(self) -> dict[str, int]:
@@ -52,12 +52,12 @@ class CacheReport:
         return {name: getattr(self, name) for name in names[names.index("sinks") :]}
 
     def __str__(self) -> str:
-        rows = [*self.tiers().items(), ("held", self.stored), (f"in {self._dtype()}", self.baseline)]
+        rows = [*self.tiers().items(), ("stored", self.stored), (f"in {self._dtype()}", self.baseline)]
         width = max(len(name) for name, _ in rows)
         digits = max(len(f"{count:,}") for _, count in rows)
         lines = [f"{name:<{width}}  {count:>{digits},} bytes" for name, count in rows]
         head = f"{self.sequences} × {self.tokens} tokens"
-        tail = f"{self.compression_ratio:.2f}× smaller, {100 * self.fraction_saved:.1f} % removed"
+        tail = f"{self.compression_ratio:.2f}× compression ratio, {100 * self.fraction_saved:.1f} % saved"
         return "\n".join([head, *lines, tail])
 
     def _dtype(self) -> str:

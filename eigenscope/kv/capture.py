@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eigenscope.kv.attention_layers import ROLES, AttentionContext, AttentionLayer, Role, Watcher
+from eigenscope.kv.attention_layers import ROLES, AttentionContext, AttentionHook, AttentionLayer, Role
 
 
 class Captured(NamedTuple):
@@ -30,10 +30,10 @@ class Captured(NamedTuple):
 
 
 @contextmanager
-def watch_attention(layers: Sequence[AttentionLayer], watcher: Watcher) -> Iterator[dict[str, AttentionContext]]:
-    """Attaches a watcher to all layers while the block runs; yields their surroundings by name."""
+def attach_to_layers(layers: Sequence[AttentionLayer], hook: AttentionHook) -> Iterator[dict[str, AttentionContext]]:
+    """Attaches a hook to all layers while the block runs; yields their attention contexts by name."""
     with ExitStack() as stack:
-        yield {layer.name: stack.enter_context(layer.watched(watcher)) for layer in layers}
+        yield {layer.name: stack.enter_context(layer.attach(hook)) for layer in layers}
 
 
 def replaced(
@@ -51,7 +51,7 @@ def replaced(
             return x
         return decoded[name][ROLES.index(role) - 1].to(x.dtype)
 
-    return watch_attention(layers, put)
+    return attach_to_layers(layers, put)
 
 
 def capture[T](layers: Sequence[AttentionLayer], run: Callable[[], T]) -> tuple[T, dict[str, Captured], dict[str, str]]:
@@ -73,11 +73,11 @@ def capture[T](layers: Sequence[AttentionLayer], run: Callable[[], T]) -> tuple[
         seen[name][role] = x.detach()
         return x
 
-    with watch_attention(layers, record) as surroundings:
+    with attach_to_layers(layers, record) as contexts:
         result = run()
     captured, unreadable = {}, {}
     for name, tensors in seen.items():
-        context = surroundings[name]
+        context = contexts[name]
         if len(tensors) < len(ROLES):
             unreadable[name] = context.unreadable or "the forward pass did not go through it"
         elif name in twice:
@@ -94,7 +94,7 @@ def capture[T](layers: Sequence[AttentionLayer], run: Callable[[], T]) -> tuple[
 def eager_inference(device: torch.device) -> Iterator[None]:
     """For forward passes beside a run: without gradient and compilation, the random state stays as it was.
 
-    A compiled network may ignore hooks, and would be compiled anew for every watcher.
+    A compiled network may ignore hooks, and would be compiled anew for every hook.
     """
     with (
         torch.no_grad(),

@@ -71,13 +71,13 @@ class KVEvaluation:
         layers: names of the layers that are measured.
 
     Attributes:
-        tally: what was measured.
+        sums: what was measured.
         failed: codec to what it refused first. It is not measured further there.
     """
 
     def __init__(self, codecs: Mapping[str, KVCodec], layers: Sequence[str]) -> None:
         self.codecs = dict(codecs)
-        self.tally = KVMetricSums(list(codecs), list(layers))
+        self.sums = KVMetricSums(list(codecs), list(layers))
         self.failed: dict[str, CodecFailure] = {}
         self._fitted: dict[tuple[str, ...], dict[str, FittedKV]] = {}
 
@@ -99,14 +99,14 @@ class KVEvaluation:
 
     @torch.no_grad()
     def measure(self, captured: Mapping[str, Captured]) -> Iterator[tuple[int, Decoded]]:
-        """Adds one forward pass to the tally, and yields the number of each codec with what it decodes to.
+        """Adds one forward pass to the sums, and yields the number of each codec with what it decodes to.
 
         Layers that were not there to be fitted, or are not here with those they were fitted with, are left out.
         """
         whole = [names for names in self._fitted if all(name in captured for name in names)]
         stacks = _stacks(captured, whole)
         for names, stack in stacks.items():
-            self._add_bound([self.tally.layers.index(name) for name in names], stack)
+            self._add_bound([self.sums.layers.index(name) for name in names], stack)
         for number, name in enumerate(self.codecs):
             decoded: Decoded = {}
             for names, stack in stacks.items():
@@ -126,19 +126,19 @@ class KVEvaluation:
         fitted: FittedKV,
         captured: Mapping[str, Captured],
     ) -> Decoded:
-        codec = self.codecs[self.tally.codecs[number]]
-        places = [self.tally.layers.index(name) for name in names]
-        keys, held_keys = _round_trip(codec.keys, fitted.keys, stack.keys)
-        values, held_values = _round_trip(codec.values, fitted.values, stack.values)
-        for role, X, X_hat, held in ((0, stack.keys, keys, held_keys), (1, stack.values, values, held_values)):
-            elements = torch.full_like(held, X.numel() / len(names))
-            sums = [held, elements, X.element_size() * elements, _squares(X_hat.float() - X.float()), _squares(X)]
-            self.tally.tokens[number, places, role] += torch.stack(sums, -1)
+        codec = self.codecs[self.sums.codecs[number]]
+        places = [self.sums.layers.index(name) for name in names]
+        keys, key_bytes = _round_trip(codec.keys, fitted.keys, stack.keys)
+        values, value_bytes = _round_trip(codec.values, fitted.values, stack.values)
+        for role, X, X_hat, stored in ((0, stack.keys, keys, key_bytes), (1, stack.values, values, value_bytes)):
+            elements = torch.full_like(stored, X.numel() / len(names))
+            terms = [stored, elements, X.element_size() * elements, _squares(X_hat.float() - X.float()), _squares(X)]
+            self.sums.tokens[number, places, role] += torch.stack(terms, -1)
         decoded = {}
         for layer, (name, place) in enumerate(zip(names, places, strict=True)):
             decoded[name] = (keys[:, layer], values[:, layer])
             if captured[name].explained:
-                self.tally.attention[number, place] += _attention_sums(captured[name], *decoded[name])
+                self.sums.attention[number, place] += _attention_sums(captured[name], *decoded[name])
         return decoded
 
     def _add_bound(self, places: Sequence[int], stack: _Stack) -> None:
@@ -146,7 +146,7 @@ class KVEvaluation:
             tokens = X.movedim(0, -3).flatten(-3, -2).double()  # (L, H, N, d)
             centred = tokens - tokens.mean(-2, keepdim=True)
             spectrum = eigvalsh(centred.mT @ centred).clamp_min(0).flatten(1).cpu()
-            self.tally.bound[list(places), role] += rate_distortion_bound(spectrum[:, None], BOUND_BITS)
+            self.sums.bound[list(places), role] += rate_distortion_bound(spectrum[:, None], BOUND_BITS)
 
 
 def _by_shape(captured: Mapping[str, Captured]) -> list[tuple[str, ...]]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 BOUND_BITS = torch.linspace(0, 8, 65, dtype=torch.float64)  # bits per element at which the bound is taken
-_SUMS = ("held", "elements", "before", "wrong", "energy")  # of keys, then of values
+_SUMS = ("stored", "elements", "before", "wrong", "energy")  # of keys, then of values
 _ATTENTION = ("squares", "divergences", "cosines", "heads")
 _NETWORK = ("agreeing", "accuracy", "divergence", "predictions")
 _OF_LOGITS = ("top1_agreement", "accuracy_difference", "logit_kl")
@@ -57,7 +57,7 @@ class KVMetricSums:
     def overall(self) -> dict[str, Tensor]:
         """Measures by name, each (codecs,), over all layers.
 
-        Bits are per element, held state included; ``ratio`` is bytes before over bytes stored; errors are relative by
+        Bits are per element, stored state included; ``ratio`` is bytes before over bytes stored; errors are relative by
         the Frobenius norm, ``bound_keys`` and ``bound_values`` those of the rate–distortion bound at the same bits.
         """
         counted = self.tokens[..., :1, _SUMS.index("elements")].unsqueeze(-1) > 0
@@ -104,15 +104,15 @@ def logit_change(exact: Tensor, decoded: Tensor, labels: Tensor) -> Tensor:
 
 
 def _measures(tokens: Tensor, attention: Tensor, bound: Tensor) -> dict[str, Tensor]:
-    held, elements, before, wrong, energy = tokens.unbind(-1)  # (..., 2) each
+    stored, elements, before, wrong, energy = tokens.unbind(-1)  # (..., 2) each
     squares, divergences, cosines, heads = attention.unbind(-1)
-    bits = 8 * held / elements
+    bits = 8 * stored / elements
     nothing = torch.where(elements > 0, 0.0, torch.nan).double()  # what is zero has no error; what is not there, NaN
     errors = torch.where(wrong > 0, (wrong / energy).sqrt(), nothing)
     bounds = torch.where(energy > 0, (_at(bound, bits) / energy).sqrt(), nothing)
     return {
-        "ratio": before.sum(-1) / held.sum(-1),
-        "bits_per_element": 8 * held.sum(-1) / elements.sum(-1),
+        "ratio": before.sum(-1) / stored.sum(-1),
+        "bits_per_element": 8 * stored.sum(-1) / elements.sum(-1),
         "bits_keys": bits[..., 0],
         "bits_values": bits[..., 1],
         "error_keys": errors[..., 0],

@@ -116,8 +116,8 @@ def _spend_rest(
     bits: Tensor, variances: Tensor, budget: float, plane_cost: float, direction_cost: float, order: Tensor, first: int
 ) -> Tensor:
     """Gives whole planes that remain to directions that have bits, in the order of gain; to the first if none has."""
-    held = bits > 0
-    spent = held.sum(-1) * direction_cost + bits.sum(-1) * plane_cost
+    stored = bits > 0
+    spent = stored.sum(-1) * direction_cost + bits.sum(-1) * plane_cost
     planes = ((budget - spent) / plane_cost * (1 + 1e-12)).floor()
     count = MAX_BITS + 1 - first
     direction, step = order // count, order % count
@@ -127,5 +127,5 @@ def _spend_rest(
     bits = bits.scatter_add(-1, direction, taken.to(torch.int64))
     alone = math.floor((budget - direction_cost) / plane_cost * (1 + 1e-12))
     largest = variances == variances.amax(-1, keepdim=True)
-    largest = largest & (largest.cumsum(-1) == 1) & (variances > 0) & ~held.any(-1, keepdim=True)
+    largest = largest & (largest.cumsum(-1) == 1) & (variances > 0) & ~stored.any(-1, keepdim=True)
     return torch.where(largest, min(alone, MAX_BITS), bits)

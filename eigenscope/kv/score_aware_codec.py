@@ -23,8 +23,8 @@ class ScoreAwareCodec(TransformCodec):
     For values, fitted with weights, such as the attention that each token receives: the covariance, and the error that
     the budget counts, are weighted token by token.
 
-    Storage is as for :class:`TransformCodec`, except that with queries each direction is held twice, once to encode and
-    once to decode, since neither follows from the other: 2d + 8 bytes.
+    Storage is as for :class:`TransformCodec`, except that with queries each direction is stored twice, once to
+    encode and once to decode, since neither follows from the other: 2d + 8 bytes.
 
     Args:
         bits_per_element: as for :class:`TransformCodec`.

@@ -47,7 +47,7 @@ class TransformCodec(Codec):
     tokens of 128 channels whose variances are (i + 3.2)^−1.86.
 
     Args:
-        bits_per_element: what may be held for each element, all stored tensors counted. It is met to within the plane
+        bits_per_element: what may be stored for each element, all stored tensors counted. It is met to within the plane
             of one direction when ``tokens`` tokens are encoded; blocks of T not a multiple of 8 are padded to one,
             which is counted as it is in the calibration data. The budget is one for the last dimension of the groups
             (the heads of a layer) together and separate for the dimensions before (layers).
@@ -142,9 +142,9 @@ class TransformCodec(Codec):
         shared = (
             state.mean.numel() * state.mean.element_size() + state.rows.numel() * state.rows.element_size()
         ) / groups
-        held = torch.full((groups,), float(shared), dtype=torch.float64)
-        held.index_add_(0, state.owner.to("cpu", torch.int64), (bits * planes + row).double())
-        return held.reshape(state.groups)
+        group_bytes = torch.full((groups,), float(shared), dtype=torch.float64)
+        group_bytes.index_add_(0, state.owner.to("cpu", torch.int64), (bits * planes + row).double())
+        return group_bytes.reshape(state.groups)
 
     def _budget(self) -> Budget:
         return Budget(self.bits_per_element, self.error, self.tokens)

@@ -1,4 +1,4 @@
-"""The frame that keys are compressed in: as they were before the rotation by their positions."""
+"""Unrotated keys: keys as they were before the rotation by their positions, in which they are compressed."""
 
 import importlib
 from collections.abc import Callable
@@ -92,8 +92,8 @@ class UnrotatedKeys:
         """Keys (B, H, T, d) of the slots from ``start`` on as they were before the rotation, in their own dtype."""
         cos, sin = self._table(start, keys)
         first, second = keys.chunk(2, -1)
-        turned = torch.cat([first * cos + second * sin, second * cos - first * sin], -1)
-        return turned.div_(self.factor**2).to(keys.dtype)
+        unrotated = torch.cat([first * cos + second * sin, second * cos - first * sin], -1)
+        return unrotated.div_(self.factor**2).to(keys.dtype)
 
     def redo(self, keys: Tensor, start: int, out: Tensor) -> None:
         """Writes the rotated keys (..., T, d), the leading dimensions (B, H) of ``out``, into ``out``."""

@@ -6,7 +6,7 @@ from eigenscope.nn.battery_scores import cross_evaluate
 from eigenscope.nn.causal_transformer import CausalTransformer, llama_weights
 from eigenscope.nn.deit import DeiT
 from eigenscope.nn.free_matrix import FreeMatrix
-from eigenscope.nn.hook_point import HookPoint, hook_points, observe, watch
+from eigenscope.nn.hook_point import HookPoint, attach_hooks, hook_points, observe
 from eigenscope.nn.implants import ImplantedVAE
 from eigenscope.nn.linear_readout import LinearReadoutAutoencoder, ReadoutCode
 from eigenscope.nn.patch_autoencoder import PatchAutoencoder
@@ -32,6 +32,7 @@ __all__ = [
     "SimplexVAE",
     "SpectralCode",
     "TapConfig",
+    "attach_hooks",
     "cross_evaluate",
     "hook_points",
     "llama_weights",
@@ -39,5 +40,4 @@ __all__ = [
     "observe",
     "save_batteries",
     "tap_features",
-    "watch",
 ]

@@ -44,9 +44,9 @@ def _frequencies(d: int, base: float, like: Tensor) -> Tensor:
 class CausalAttention(nn.Module):
     """Attention to the tokens before and to the token itself; several query heads may share a key head.
 
-    Probes: ``queries`` (B, heads, T, head width), ``keys`` and ``values`` (B, key heads, T, head width), all before
-    rotation. Queries, keys and values have biases, as in Qwen2: with rotary positions a head that attends by distance
-    alone needs them.
+    Hook points: ``queries`` (B, heads, T, head width), ``keys`` and ``values`` (B, key heads, T, head width), all
+    before rotation. Queries, keys and values have biases, as in Qwen2: with rotary positions a head that attends by
+    distance alone needs them.
 
     Args:
         width: channels of a token.
@@ -70,8 +70,8 @@ class CausalAttention(nn.Module):
     def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Maps (B, T, width) to the same shape; ``past`` is this block's of :data:`Past`."""
         q, k, v = (
-            probe(linear(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2))
-            for probe, linear in (
+            point(linear(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2))
+            for point, linear in (
                 (self.queries, self.to_queries),
                 (self.keys, self.to_keys),
                 (self.values, self.to_values),
@@ -156,7 +156,7 @@ class CausalTransformer(nn.Module):
     """A decoder of the Llama kind (Touvron et al., *LLaMA*, 2023), small enough to train on a CPU.
 
     Its arithmetic is that of transformers' ``LlamaForCausalLM``, weight for weight, so that what is trained here can
-    be generated with there (:func:`llama_weights`). Probes: ``blocks.i.attention.{queries,keys,values}``, before
+    be generated with there (:func:`llama_weights`). Hook points: ``blocks.i.attention.{queries,keys,values}``, before
     rotation.
 
     Looking something up takes a head that attends to the token before and, in a later block, one that finds what such

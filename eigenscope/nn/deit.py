@@ -11,7 +11,7 @@ from eigenscope.nn.taps import SVDTaps, TapConfig
 class SelfAttention(nn.Module):
     """Multi-head self-attention with a fused projection.
 
-    Probes: ``queries``, ``keys`` and ``values``, each (B, heads, tokens, width / heads).
+    Hook points: ``queries``, ``keys`` and ``values``, each (B, heads, tokens, width / heads).
 
     Args:
         width: channels of a token.
@@ -72,7 +72,7 @@ class DeiT(nn.Module):
     rank 32 there are 21,676,900. The count includes a LayerNorm after the patch embedding that the published model
     holds and never calls; it is kept, frozen, so that counts and checkpoints correspond.
 
-    Probes: ``blocks.i.attention.{queries,keys,values}`` and those of ``taps``.
+    Hook points: ``blocks.i.attention.{queries,keys,values}`` and those of ``taps``.
 
     Args:
         image_size: side of the square input in pixels.

@@ -110,7 +110,7 @@ class SVDTaps(nn.Module):
     saved but not trained. Everything runs in float32 outside autocast; on CUDA, products follow
     ``torch.set_float32_matmul_precision``, whose default ``highest`` is what the features are tested at.
 
-    Probes: ``inputs.i`` (B, N, width), the tokens that tap i reads, with their gradient; ``projected``
+    Hook points: ``inputs.i`` (B, N, width), the tokens that tap i reads, with their gradient; ``projected``
     (taps, B, N, rank) float32, without.
 
     Args:
@@ -152,7 +152,7 @@ class SVDTaps(nn.Module):
         Returns:
             (B, num_features) float32 without gradient, tap by tap.
         """
-        tokens = [probe(layer) for probe, layer in zip(self.inputs, tokens, strict=True)]
+        tokens = [point(layer) for point, layer in zip(self.inputs, tokens, strict=True)]
         with torch.no_grad(), torch.autocast(tokens[0].device.type, enabled=False):
             pairs = zip(tokens, self.projections, strict=True)
             projected = self.projected(torch.stack([layer.float() @ weight.float().mT for layer, weight in pairs]))

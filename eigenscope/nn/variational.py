@@ -1,4 +1,4 @@
-"""Diagonal Gaussian posteriors against a standard normal prior: draws, KL divergence and its discipline."""
+"""Diagonal Gaussian posteriors against a standard normal prior: draws, KL divergence and its loss term."""
 
 import math
 from collections.abc import Sequence

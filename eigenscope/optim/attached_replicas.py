@@ -18,7 +18,7 @@ class AttachedReplicas:
     A gradient scaler that skips a step of the optimizer skips its replica's too.
 
     Args:
-        watched: parameters by name.
+        tracked: parameters by name.
         precision: of the replicas; None keeps none.
         emulate: rounds as TF32 on devices without it.
 
@@ -27,15 +27,15 @@ class AttachedReplicas:
     """
 
     def __init__(
-        self, watched: Mapping[str, TrackedParameter], precision: ReplicaPrecision | None, emulate: bool = False
+        self, tracked: Mapping[str, TrackedParameter], precision: ReplicaPrecision | None, emulate: bool = False
     ) -> None:
-        self._watched = {} if precision is None else dict(watched)
-        self._settings = {"watched": list(watched), "precision": precision, "emulate": emulate}
+        self._tracked = {} if precision is None else dict(tracked)
+        self._settings = {"watched": list(tracked), "precision": precision, "emulate": emulate}
         self._replicas = {
             optimizer: ReferencePrecisionReplica(
-                optimizer, [w.parameter for w in watched.values() if w.optimizer is optimizer], precision, emulate
+                optimizer, [w.parameter for w in tracked.values() if w.optimizer is optimizer], precision, emulate
             )
-            for optimizer in dict.fromkeys(w.optimizer for w in self._watched.values())
+            for optimizer in dict.fromkeys(w.optimizer for w in self._tracked.values())
             if precision is not None
         }
         self._expecting: set[Optimizer] = set()
@@ -65,7 +65,7 @@ class AttachedReplicas:
 
     def factors(self) -> dict[str, KroneckerFactors]:
         """The replicas' live factors by name, of parameters that have had a step."""
-        found = {name: self._replicas[w.optimizer].factors(w.parameter) for name, w in self._watched.items()}
+        found = {name: self._replicas[w.optimizer].factors(w.parameter) for name, w in self._tracked.items()}
         return {name: factors for name, factors in found.items() if factors is not None}
 
     def state_dict(self) -> dict[str, Any]:

@@ -112,16 +112,16 @@ class ReferencePrecisionReplica:
 
 def _replica(optimizer: Optimizer, settings: Mapping[str, Any]) -> Optimizer:
     """The same class with the same attributes, but no parameters, state or hooks; its constructor may not take them."""
-    twin: Optimizer = object.__new__(type(optimizer))
-    vars(twin).update(vars(optimizer))
-    for name, value in vars(twin).items():
+    replica: Optimizer = object.__new__(type(optimizer))
+    vars(replica).update(vars(optimizer))
+    for name, value in vars(replica).items():
         if isinstance(value, OrderedDict):  # hooks
-            setattr(twin, name, OrderedDict())
-    twin.state = defaultdict(dict)
-    twin.param_groups = []
+            setattr(replica, name, OrderedDict())
+    replica.state = defaultdict(dict)
+    replica.param_groups = []
     for name, value in settings.items():
-        setattr(twin, name, value)
-    return twin
+        setattr(replica, name, value)
+    return replica
 
 
 def _cloned(state: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class ReferenceSnapshots:
 
         Args:
             state: of another keeper.
-            devices: of the sides that are watched; bases of others are left out.
+            devices: of the sides that are tracked; bases of others are left out.
         """
         self.pre_spike = _snapshot(state[PRE_SPIKE], devices)
         self.post_spike = _snapshot(state[POST_SPIKE], devices)

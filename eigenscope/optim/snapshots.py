@@ -16,7 +16,7 @@ _ENTRIES = 2**22  # of matrices in one batch: few enough that float64 copies of 
 
 
 class EigenbasisSnapshot(NamedTuple):
-    """Eigenbases of watched parameters after ``step`` steps of the optimizer."""
+    """Eigenbases of tracked parameters after ``step`` steps of the optimizer."""
 
     step: int
     bases: dict[Side, Eigenbasis]

@@ -1,4 +1,4 @@
-"""Which parameters of a model are watched, and which optimizer has them."""
+"""Which parameters of a model are tracked, and which optimizer has them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -100,16 +100,16 @@ def optimizer_parts(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
     ]
 
 
-def check_comparable(watched: Mapping[str, TrackedParameter], k: int) -> None:
+def check_comparable(tracked: Mapping[str, TrackedParameter], k: int) -> None:
     """Checks that parameters are stepped together, and have k eigenvectors on either side.
 
     Raises:
         ValueError: they have different optimizers, or k exceeds a smaller dimension; the message names them.
     """
-    if len({found.outer for found in watched.values()}) > 1:
-        owners = ", ".join(f"{name} ({type(found.outer).__name__})" for name, found in watched.items())
+    if len({found.outer for found in tracked.values()}) > 1:
+        owners = ", ".join(f"{name} ({type(found.outer).__name__})" for name, found in tracked.items())
         raise ValueError(f"parameters must be of one optimizer, choose among {owners}")
-    for name, found in watched.items():
+    for name, found in tracked.items():
         shape = tuple(found.parameter.shape)
         if k > min(shape):
             raise ValueError(f"k must be at most {min(shape)}, the smaller dimension of {name} {shape}, got {k}")

@@ -93,7 +93,7 @@ def test_probes_of_a_deit():
     changed["blocks.1.attention"][1].zero_()
     with replaced(layers, changed):
         zeroed = net(images())
-    net.blocks[1].attention.values.watchers = (torch.zeros_like,)
+    net.blocks[1].attention.values.hooks = (torch.zeros_like,)
     assert zeroed.equal(net(images()))
     assert not zeroed.equal(expected)
 
@@ -293,7 +293,7 @@ def test_nothing_stays_attached_after_an_error():
     for module in net.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
-        assert not getattr(module, "watchers", ())
+        assert not getattr(module, "hooks", ())
 
 
 @torch.no_grad()

@@ -240,4 +240,4 @@ def test_report_compares_with_the_cache_it_replaces():
     assert any(line.split() == ["codes", f"{report.codes:,}", "bytes"] for line in lines)
     assert any(line.split()[:2] == ["in", "float32"] for line in lines)
     assert len({len(line) for line in lines[1:-1]}) == 1
-    assert lines[-1] == f"{report.compression_ratio:.2f}× smaller, {100 * report.fraction_saved:.1f} % removed"
+    assert lines[-1] == f"{report.compression_ratio:.2f}× compression ratio, {100 * report.fraction_saved:.1f} % saved"

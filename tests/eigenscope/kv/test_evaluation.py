@@ -57,8 +57,8 @@ def alone(codec, calibration, X, **options):
 def test_measures_of_a_layer_are_those_of_its_codecs(dtype):
     pair = KVCodec(UniformInt(3, axis="channel"), LowRankInt8(2))
     fit, seen = network(0, dtype=dtype), network(1, batch=4, dtype=dtype)
-    tally = trial({"pair": pair}, fit, seen).tally
-    found = {name: values[0].tolist() for name, values in tally.by_layer().items()}
+    sums = trial({"pair": pair}, fit, seen).sums
+    found = {name: values[0].tolist() for name, values in sums.by_layer().items()}
     for number, layer in enumerate(LAYERS):
         held = {}
         for role, codec in (("keys", pair.keys), ("values", pair.values)):
@@ -74,7 +74,7 @@ def test_measures_of_a_layer_are_those_of_its_codecs(dtype):
 def test_attention_is_that_of_the_first_samples():
     fit, seen = network(0), network(1)
     codec = KVCodec.of(UniformInt(2))
-    tally = trial({"coarse": codec}, fit, seen).tally
+    sums = trial({"coarse": codec}, fit, seen).sums
     layer = seen["wide"]
     K, V = (alone(UniformInt(2), x, x)[0][:4].double().repeat_interleave(2, 1) for x in (layer.keys, layer.values))
     Q, K0, V0 = (
@@ -83,7 +83,7 @@ def test_attention_is_that_of_the_first_samples():
     )
     scores, scores_hat = Q @ K0.mT / math.sqrt(12), Q @ K.mT / math.sqrt(12)
     A, A_hat = scores.softmax(-1), scores_hat.softmax(-1)
-    found = {name: float(values[0, 2]) for name, values in tally.by_layer().items()}
+    found = {name: float(values[0, 2]) for name, values in sums.by_layer().items()}
     assert found["score_rmse"] == pytest.approx(float((scores - scores_hat).square().mean().sqrt()), rel=1e-4)
     assert found["attention_kl"] == pytest.approx(float((A * (A / A_hat).log()).sum(-1).mean()), rel=1e-3)
     cosine = torch.cosine_similarity(A @ V0, A_hat @ V, dim=-1).mean()
@@ -93,26 +93,26 @@ def test_attention_is_that_of_the_first_samples():
 def test_attention_looks_where_the_layer_does():
     seen = network(1)
     codecs = {"coarse": KVCodec.of(UniformInt(2))}
-    plain, causal = (trial(codecs, network(0), network(1, **o)).tally.by_layer() for o in ({}, {"causal": True}))
+    plain, causal = (trial(codecs, network(0), network(1, **o)).sums.by_layer() for o in ({}, {"causal": True}))
     assert not torch.allclose(plain["attention_kl"], causal["attention_kl"], rtol=0.01)
     mask = torch.ones(16, 16, dtype=torch.bool).tril().expand(6, 1, 16, 16)
-    masked = trial(codecs, network(0), network(1, mask=mask)).tally.by_layer()
+    masked = trial(codecs, network(0), network(1, mask=mask)).sums.by_layer()
     torch.testing.assert_close(masked["attention_kl"], causal["attention_kl"])
-    doubled = trial(codecs, network(0), network(1, turn=lambda x: 2 * x)).tally.by_layer()
+    doubled = trial(codecs, network(0), network(1, turn=lambda x: 2 * x)).sums.by_layer()
     torch.testing.assert_close(doubled["score_rmse"], 4 * plain["score_rmse"])
     unknown = {name: layer._replace(explained=False) for name, layer in seen.items()}
-    without = trial(codecs, network(0), unknown).tally
+    without = trial(codecs, network(0), unknown).sums
     assert without.by_layer()["score_rmse"].isnan().all()
     assert without.by_layer()["error_keys"].equal(plain["error_keys"])
 
 
 def test_exact_loses_nothing():
-    tally = trial(baseline_codecs(), network(0), network(1)).tally.overall()
-    assert (tally["ratio"][0], tally["bits_keys"][0]) == (1, 32)
-    assert (tally["error_keys"][0], tally["score_rmse"][0], tally["attention_kl"][0]) == (0, 0, 0)
-    assert tally["output_cosine"][0] == pytest.approx(1)
-    assert tally["error_keys"].diff().min() > 0  # exact, int8, int4
-    assert tally["bits_keys"].diff().max() < 0
+    sums = trial(baseline_codecs(), network(0), network(1)).sums.overall()
+    assert (sums["ratio"][0], sums["bits_keys"][0]) == (1, 32)
+    assert (sums["error_keys"][0], sums["score_rmse"][0], sums["attention_kl"][0]) == (0, 0, 0)
+    assert sums["output_cosine"][0] == pytest.approx(1)
+    assert sums["error_keys"].diff().min() > 0  # exact, int8, int4
+    assert sums["bits_keys"].diff().max() < 0
 
 
 def test_codecs_are_fitted_on_the_other_samples():
@@ -156,11 +156,11 @@ def test_weights_are_those_of_each_samples_own_mask():
 def test_sums_add_up_over_batches_and_layers():
     codecs = {"int4": KVCodec.of(UniformInt(4)), "svd": KVCodec.of(LowRankInt8(3))}
     fit, first, second = network(0), network(1), network(2, batch=2)
-    both = trial(codecs, fit, first, second).tally
-    one, other = trial(codecs, fit, first).tally, trial(codecs, fit, second).tally
+    both = trial(codecs, fit, first, second).sums
+    one, other = trial(codecs, fit, first).sums, trial(codecs, fit, second).sums
     for name in ("tokens", "attention", "bound"):
         torch.testing.assert_close(getattr(both, name), getattr(one, name) + getattr(other, name))
-    mapped = trial(codecs, fit, first).tally.map(lambda x: x + x)
+    mapped = trial(codecs, fit, first).sums.map(lambda x: x + x)
     torch.testing.assert_close(mapped.overall(), one.overall(), equal_nan=True)
     errors = [
         torch.cat([(seen[layer].keys - alone(UniformInt(4), fit[layer].keys, seen[layer].keys)[0]).flatten()])
@@ -174,18 +174,18 @@ def test_sums_add_up_over_batches_and_layers():
 
 def test_the_bound_is_that_of_the_measured_covariance():
     seen = network(1)
-    tally = trial({"int4": KVCodec.of(UniformInt(4, axis="channel"))}, network(0), seen).tally
-    bits, bound = (tally.by_layer()[name][0, 2] for name in ("bits_values", "bound_values"))
+    sums = trial({"int4": KVCodec.of(UniformInt(4, axis="channel"))}, network(0), seen).sums
+    bits, bound = (sums.by_layer()[name][0, 2] for name in ("bits_values", "bound_values"))
     V = seen["wide"].values.double().transpose(0, 1).flatten(1, 2)
     spectrum = torch.stack([torch.cov(head.T, correction=0) for head in V])
     spectrum = torch.linalg.eigvalsh(spectrum).flatten() * V.shape[1]
     expected = (rate_distortion_bound(spectrum, float(bits)) / V.square().sum()).sqrt()
     assert float(bound) == pytest.approx(float(expected), rel=2e-3)
-    assert float(bound) < float(tally.by_layer()["error_values"][0, 2])
-    curve = tally.bound_curves()[2, 1]
+    assert float(bound) < float(sums.by_layer()["error_values"][0, 2])
+    curve = sums.bound_curves()[2, 1]
     exact = (rate_distortion_bound(spectrum[None], BOUND_BITS) / V.square().sum()).sqrt()
     torch.testing.assert_close(curve, exact, rtol=1e-5, atol=0)
-    beyond = trial({"exact": KVCodec.of(Exact())}, network(0), seen).tally.by_layer()["bound_values"][0, 2]
+    beyond = trial({"exact": KVCodec.of(Exact())}, network(0), seen).sums.by_layer()["bound_values"][0, 2]
     assert float(beyond) == pytest.approx(
         float(rate_distortion_bound(spectrum, 32.0) / V.square().sum()) ** 0.5, rel=1e-3
     )
@@ -211,7 +211,7 @@ def test_a_codec_that_refuses_is_named_and_the_others_go_on():
     assert "rank must be at most" in str(made.failed["svd"].error)
     assert made.failed["svd"].layers == ("a", "b")
     assert "bits_per_element must be at least" in str(made.failed["tiny"].error)
-    overall = made.tally.overall()["error_keys"]
+    overall = made.sums.overall()["error_keys"]
     assert overall[1].isnan()
     assert overall[2] > 0
 
@@ -219,7 +219,7 @@ def test_a_codec_that_refuses_is_named_and_the_others_go_on():
 def test_a_layer_that_is_missing_is_left_out_with_those_it_was_fitted_with():
     seen = network(1)
     del seen["a"]
-    found = trial({"int4": KVCodec.of(UniformInt(4))}, network(0), seen).tally
+    found = trial({"int4": KVCodec.of(UniformInt(4))}, network(0), seen).sums
     assert found.by_layer()["error_keys"][0].isnan().tolist() == [True, True, False]
     assert float(found.overall()["error_keys"][0]) == float(found.by_layer()["error_keys"][0, 2])
     assert float(found.overall()["bound_keys"][0]) == float(found.by_layer()["bound_keys"][0, 2])
@@ -229,7 +229,7 @@ def test_a_codec_that_refuses_some_layers_is_beside_the_bound_of_the_others():
     fit, seen = ({name: captured[name] for name in ("wide", "a", "b")} for captured in (network(0), network(1)))
     made = trial({"svd": KVCodec.of(LowRankInt8(10))}, fit, seen)  # heads of a and b are 8 wide
     assert list(made.failed) == ["svd"]
-    by_layer, overall = made.tally.by_layer(), made.tally.overall()
+    by_layer, overall = made.sums.by_layer(), made.sums.overall()
     for name in ("error_keys", "bound_keys", "ratio", "attention_kl"):
         assert by_layer[name][0].isnan().tolist() == [True, True, False]
         assert float(overall[name][0]) == float(by_layer[name][0, 2])
@@ -242,19 +242,19 @@ def test_the_default_codecs_scale_with_the_head():
     assert default_codecs(128, 20)["low_rank"] == KVCodec(LowRankInt8(16), LowRankInt8(20))
     assert isinstance(codecs["score_aware"].keys, ScoreAwareCodec)
     assert not set(codecs) & set(baseline_codecs())
-    tally = trial(default_codecs(8, 16), network(0, batch=32), network(1, batch=32)).tally
-    assert tally.overall()["error_keys"].isfinite().all()
+    sums = trial(default_codecs(8, 16), network(0, batch=32), network(1, batch=32)).sums
+    assert sums.overall()["error_keys"].isfinite().all()
     assert all(isinstance(codec.values, Codec) for codec in codecs.values())
 
 
 def test_zeros_have_no_error():
     seen = {name: layer._replace(keys=torch.zeros_like(layer.keys)) for name, layer in network(1).items()}
-    found = trial({"int4": KVCodec.of(UniformInt(4))}, seen, seen).tally.by_layer()
+    found = trial({"int4": KVCodec.of(UniformInt(4))}, seen, seen).sums.by_layer()
     assert found["error_keys"].tolist() == found["bound_keys"].tolist() == [[0, 0, 0]]
 
 
 def test_what_was_not_measured_is_nan():
-    assert all(values.isnan().all() for values in trial(baseline_codecs(), network(0)).tally.overall().values())
+    assert all(values.isnan().all() for values in trial(baseline_codecs(), network(0)).sums.overall().values())
 
 
 def test_logits():
@@ -266,9 +266,9 @@ def test_logits():
     p, q = exact[:3].double().softmax(-1), decoded[:3].double().softmax(-1)
     assert divergence == pytest.approx(float((p * (p / q).log()).sum()))
     assert logit_change(exact, decoded, torch.tensor([0, 1, 1, 0])).tolist()[1] == -3
-    tally = KVMetricSums(["x"], ["y"])
-    tally.network[0] = logit_change(exact, decoded, labels)
-    overall = tally.overall()
+    sums = KVMetricSums(["x"], ["y"])
+    sums.network[0] = logit_change(exact, decoded, labels)
+    overall = sums.overall()
     assert (float(overall["top1_agreement"]), float(overall["accuracy_difference"])) == (pytest.approx(1 / 3), 0)
     assert float(overall["logit_kl"]) == pytest.approx(divergence / 3)
     assert logit_change(exact, exact, labels)[2] == 0
@@ -284,10 +284,10 @@ def test_logits_of_nan_agree_with_nothing():
     agreeing, accuracy, divergence, _ = logit_change(broken, broken, labels).tolist()
     assert (agreeing, accuracy) == (1, 0)
     assert math.isnan(divergence)
-    tally = KVMetricSums(["x", "unmeasured"], ["y"])
-    tally.network[0] = logit_change(exact, broken, labels)
-    for name, values in tally.overall().items():
-        assert tally.present(name, values).tolist() == [
+    sums = KVMetricSums(["x", "unmeasured"], ["y"])
+    sums.network[0] = logit_change(exact, broken, labels)
+    for name, values in sums.overall().items():
+        assert sums.present(name, values).tolist() == [
             name in ("top1_agreement", "accuracy_difference", "logit_kl"),
             False,
         ]

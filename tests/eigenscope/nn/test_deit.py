@@ -139,7 +139,7 @@ def test_bad_input(arguments, word):
         DeiT(**arguments)
 
 
-def test_all_probes_are_listed():
+def test_all_hook_points_are_listed():
     names = list(hook_points(DeiT(**SMALL, taps=TAPS)))
     assert len(names) == 3 * 3 + 2 + 1
     assert names[-3:] == ["taps.inputs.0", "taps.inputs.1", "taps.projected"]
