@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eigenscope.nn.spectral_attention import SpectralCrossAttention
+from eigenscope.nn.patch_autoencoder import SpectralCrossAttention
 
 
 class StackedLinear(nn.Module):
