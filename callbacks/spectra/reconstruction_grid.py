@@ -11,10 +11,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from eigenscope.callbacks._output import tensorboard_loggers
+from eigenscope.callbacks.spectra.cv_loss_schedule import CVLossSchedule
 from eigenscope.figures import cv_histogram, reconstruction_figure, spectrum_figure
 from eigenscope.geometry import expected_cv, has_cv, random_unit_points, spread_matrices, volume_cv
 from eigenscope.linalg import gram_svd
-from eigenscope.protocols import AimsAtCV, Autoencoding, PointSets
+from eigenscope.protocols import Autoencoding, PointSets
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -149,7 +150,7 @@ class ReconstructionGrid(Callback):
 
 def _target(trainer: Trainer, name: str) -> float | None:
     """The CV that training aims at, if it aims at one."""
-    aims = [callback.targets for callback in trainer.callbacks if isinstance(callback, AimsAtCV)]  # type: ignore[attr-defined]
+    aims = [callback.targets for callback in trainer.callbacks if isinstance(callback, CVLossSchedule)]  # type: ignore[attr-defined]
     return next((targets[name] for targets in aims if name in targets), None)
 
 
