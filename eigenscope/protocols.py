@@ -9,7 +9,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from eigenscope.charts import Chart
-    from eigenscope.nn.battery_array import BatteryArray
+    from eigenscope.nn.batteries.battery_array import BatteryArray
 
 PointSets = Mapping[str, Tensor]
 """Name to points on a sphere, (..., V, D): V unit vectors of R^D, over any leading shape of matrices."""

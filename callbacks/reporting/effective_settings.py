@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import StrategyRegistry
 from torch.optim import Optimizer
 
-from eigenscope.optim.tracked_parameters import optimizer_parts
+from eigenscope.optim.eigenbases.tracked_parameters import optimizer_parts
 from eigenscope.precision import has_tf32, precision_name
 
 Value = str | int | float | None

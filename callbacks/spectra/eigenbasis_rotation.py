@@ -13,13 +13,18 @@ from torch.optim import Optimizer
 from eigenscope.callbacks._output import print_beside_bar, tensorboard_loggers
 from eigenscope.callbacks.spectra.rotation_log import RotationLog
 from eigenscope.charts import Chart, present
-from eigenscope.optim.attached_replicas import AttachedReplicas
-from eigenscope.optim.factors import kronecker_factors
-from eigenscope.optim.precision_replica import ReplicaPrecision
-from eigenscope.optim.reference_snapshots import POST_SPIKE, PRE_SPIKE, ReferenceSnapshots
-from eigenscope.optim.snapshots import EigenbasisSnapshot, take_snapshot
-from eigenscope.optim.spike_detector import SpikeDetector
-from eigenscope.optim.tracked_parameters import TrackedParameter, check_comparable, optimizer_parts, tracked_parameters
+from eigenscope.optim.eigenbases.attached_replicas import AttachedReplicas
+from eigenscope.optim.eigenbases.factors import kronecker_factors
+from eigenscope.optim.eigenbases.precision_replica import ReplicaPrecision
+from eigenscope.optim.eigenbases.reference_snapshots import POST_SPIKE, PRE_SPIKE, ReferenceSnapshots
+from eigenscope.optim.eigenbases.snapshots import EigenbasisSnapshot, take_snapshot
+from eigenscope.optim.eigenbases.spike_detector import SpikeDetector
+from eigenscope.optim.eigenbases.tracked_parameters import (
+    TrackedParameter,
+    check_comparable,
+    optimizer_parts,
+    tracked_parameters,
+)
 
 
 class EigenbasisRotation(Callback):
@@ -38,16 +43,17 @@ class EigenbasisRotation(Callback):
     of its rows, ``R`` of its columns) and reference (``lag_10`` for ``lag:10``)
 
     - ``rotation/<parameter>/<side>/<reference>/top1_deg``, ``…/topk_deg``, ``…/distance``, ``…/change``,
-      ``…/shape_change``: see :class:`~eigenscope.optim.rotation.Rotation`;
+      ``…/shape_change``: see :class:`~eigenscope.optim.eigenbases.rotation.Rotation`;
     - ``rotation/<parameter>/<side>/gap``: the largest eigenvalue over the second;
     - with a replica ``rotation/<parameter>/<side>/replica_divergence``, ‖A_replica − A‖ / ‖A‖, and
       ``…/replica_topk_deg``, the top-k angle between the two eigenbases.
 
     The log folder gets the same in ``rotation.csv``, ``spectrum.csv`` (eigenvalues of ranks 1, 2, 5 and 10) and
     ``replica.csv``. TensorBoard gets, after epochs and at the end, ``rotation/verdicts`` as text, see
-    :func:`~eigenscope.optim.rotation.verdict`, and for each parameter the figures ``rotation/<parameter>/angles``,
-    ``…/eigenvalues`` and ``…/overlap``, |QᵀQ_ref| for ``pre_spike`` or else the oldest reference; curves are of the
-    last 2000 measurements. Parameters go by their names in the network. The latest verdicts are printed at the end.
+    :func:`~eigenscope.optim.eigenbases.rotation.verdict`, and for each parameter the figures
+    ``rotation/<parameter>/angles``, ``…/eigenvalues`` and ``…/overlap``, |QᵀQ_ref| for ``pre_spike`` or else the oldest
+    reference; curves are of the last 2000 measurements. Parameters go by their names in the network. The latest
+    verdicts are printed at the end.
 
     Step s is the s-th of the optimizer, counting those that a gradient scaler skips; the state "at s" is the one after
     it. At most one step a batch is measured. The state goes with checkpoints, and a resumed run logs what an
@@ -65,7 +71,7 @@ class EigenbasisRotation(Callback):
         spike_factor: how far above its running median a gradient norm is a spike; None finds none.
         spike_steps: steps that are spikes whatever their gradient; 1 is the first.
         replica_precision: also keeps factors computed at this matmul precision from the same gradients; see
-            :class:`~eigenscope.optim.precision_replica.ReferencePrecisionReplica`, which also says what it costs.
+            :class:`~eigenscope.optim.eigenbases.precision_replica.ReferencePrecisionReplica`, also for what it costs.
         emulate: rounds the replica's products as TF32 on devices without it.
         draw_every_n_epochs: epochs from one drawing to the next; three figures a parameter take about 0.6 s.
 

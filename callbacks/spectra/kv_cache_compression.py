@@ -15,11 +15,11 @@ from eigenscope.callbacks._output import print_beside_bar, tensorboard_loggers
 from eigenscope.callbacks.spectra.kv_report import card, charts, figures, printed
 from eigenscope.charts import Chart, present
 from eigenscope.kv import Codec, KVCodec
-from eigenscope.kv.attention_layers import AttentionLayer, attention_layers
-from eigenscope.kv.capture import Captured, capture, eager_inference, replaced
-from eigenscope.kv.evaluation import KVEvaluation, baseline_codecs, default_codecs
-from eigenscope.kv.metric_sums import KVMetricSums, logit_change
-from eigenscope.kv.sampled_batch import SampledBatch, spread_batches
+from eigenscope.kv.measuring.attention_layers import AttentionLayer, attention_layers
+from eigenscope.kv.measuring.capture import Captured, capture, eager_inference, replaced
+from eigenscope.kv.measuring.evaluation import KVEvaluation, baseline_codecs, default_codecs
+from eigenscope.kv.measuring.metric_sums import KVMetricSums, logit_change
+from eigenscope.kv.measuring.sampled_batch import SampledBatch, spread_batches
 from eigenscope.text import abbreviate_names
 
 
@@ -55,10 +55,10 @@ class KVCacheCompression(Callback):
 
     Args:
         codecs: name to a codec for keys and values alike, or to a
-            :class:`~eigenscope.kv.KVCodec`; None: :func:`~eigenscope.kv.evaluation.default_codecs`, without those that
-            the calibration tokens are too few for, with a warning.
+            :class:`~eigenscope.kv.KVCodec`; None: :func:`~eigenscope.kv.measuring.evaluation.default_codecs`, without
+            those that the calibration tokens are too few for, with a warning.
         layers: shell patterns over the names of attention layers (see
-            :func:`~eigenscope.kv.attention_layers.attention_layers`); None: all.
+            :func:`~eigenscope.kv.measuring.attention_layers.attention_layers`); None: all.
         batches: of the first validation loader, evenly spread over it; the first calibrates.
         samples: of each of these batches, evenly spread over it; None: all.
         every_n_epochs: measures in the first validation after every so many epochs begin, and in the last one that

@@ -9,7 +9,7 @@ import torch
 
 from eigenscope.charts import Chart
 from eigenscope.figures import layer_heat_maps, rate_distortion_figure
-from eigenscope.kv.metric_sums import BOUND_BITS, KVMetricSums
+from eigenscope.kv.measuring.metric_sums import BOUND_BITS, KVMetricSums
 from eigenscope.text import text_table
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from torch import Tensor
 from eigenscope.callbacks.spectra.step_table import StepTable
 from eigenscope.charts import Chart
 from eigenscope.figures import angle_figure, eigenvalue_figure, overlap_figure
-from eigenscope.optim.reference_snapshots import PRE_SPIKE
-from eigenscope.optim.rotation import Verdict, verdict
-from eigenscope.optim.snapshots import EigenbasisSnapshot, Side, compare_columns, compare_snapshots
+from eigenscope.optim.eigenbases.reference_snapshots import PRE_SPIKE
+from eigenscope.optim.eigenbases.rotation import Verdict, verdict
+from eigenscope.optim.eigenbases.snapshots import EigenbasisSnapshot, Side, compare_columns, compare_snapshots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ from eigenscope.geometry import expected_cv
 from eigenscope.lightning_modules import SpectralAutoencoderModule
 from eigenscope.lightning_modules.metrics import GroupedMean
 from eigenscope.nn import PatchSVAE
-from eigenscope.nn.reconstruction_errors import reconstruction_errors
+from eigenscope.nn.autoencoders.reconstruction_errors import reconstruction_errors
 from eigenscope.protocols import Autoencoding, HasPointSets, Traced
 
 NAMES = ("gaussian", "uniform", "never seen")

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from eigenscope.callbacks import EigenbasisRotation
 from eigenscope.optim import REKLS, SOAP, SplitOptimizer
-from eigenscope.optim.precision_replica import ReferencePrecisionReplica
+from eigenscope.optim.eigenbases.precision_replica import ReferencePrecisionReplica
 
 # a replica at the optimizer's own precision, which must equal it to the bit, is what several tests compare with
 pytestmark = pytest.mark.filterwarnings("ignore:replica_precision .* is that of the optimizer")
