@@ -8,9 +8,8 @@ from torch.utils.data import DataLoader
 
 from eigenscope.adapters.lightning_names import callbacks_of
 from eigenscope.data import NoiseDataset
-from eigenscope.data.fingerprint import fingerprint
 from eigenscope.datamodules.curriculum_pacing import CurriculumPacing
-from eigenscope.datamodules.loaders import Batch, check_loading, make_loader, run_seed
+from eigenscope.datamodules.loaders import Batch, check_loading, fingerprint, make_loader, run_seed
 from eigenscope.noise import NOISE_TYPES, Curriculum, noise_ids, stream_key
 
 _HELD_OUT = {"val": stream_key(1), "test": stream_key(2)}  # the same sets in every run, whatever its seed

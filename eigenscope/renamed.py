@@ -31,7 +31,14 @@ ARGUMENTS: Mapping[str, Mapping[str, str]] = {
 }
 """Arguments by the short name of their class."""
 
-REMOVED: Mapping[str, Mapping[str, Any]] = {}
+_SOAP = {"weight_decay_method": "decoupled", "nesterov": False, "correct_bias": True}
+REMOVED: Mapping[str, Mapping[str, Any]] = {
+    "CVLossSchedule": {"measure_simplices": 200, "loss_simplices": 64, "ema_decay": 0.9},
+    "LowRankInt8": {"quantized": True},
+    "REKLS": _SOAP,
+    "ReconstructionGrid": {"per_label": 1, "max_labels": 16},
+    "SOAP": _SOAP | {"power_iter_steps": 1},
+}
 """Arguments that are gone, by class, with the value at which nothing is lost by leaving them out."""
 
 _OPTIONS: Sequence[tuple[re.Pattern[str], str]] = tuple(

@@ -11,8 +11,8 @@ from eigenscope.charts import Chart, present, train_and_val
 from eigenscope.lightning_modules.base import EvaluatedModule, Stage
 from eigenscope.lightning_modules.metrics import GroupedMean, MeanLoss
 from eigenscope.lightning_modules.point_set_geometry import LatentGeometry
-from eigenscope.nn.patch_autoencoder import PatchAutoencoder
-from eigenscope.nn.reconstruction_errors import ReconstructionLoss, reconstruction_errors
+from eigenscope.nn.autoencoders.patch_autoencoder import PatchAutoencoder
+from eigenscope.nn.autoencoders.reconstruction_errors import ReconstructionLoss, reconstruction_errors
 from eigenscope.protocols import LossTransform, PointSets
 
 _STAGES = ("train", "val", "test")
@@ -34,7 +34,7 @@ class SpectralAutoencoderModule(EvaluatedModule):
     Args:
         net: the network.
         loss: ``mse``, ``huber`` or ``log_cosh``, see
-            :func:`eigenscope.nn.reconstruction_errors.reconstruction_errors`.
+            :func:`eigenscope.nn.autoencoders.reconstruction_errors.reconstruction_errors`.
         cross_attention_clip: largest norm of the gradient of the cross-attention's parameters; None does not clip.
         clip_to_loss: clip the norm of the whole gradient to max(reconstruction loss, 1), as the first round of the
             no-SVD ablation did; at other times Lightning's ``gradient_clip_val`` is what is wanted.

@@ -13,8 +13,14 @@ from eigenscope.lightning_modules.base import EvaluatedModule, Stage
 from eigenscope.lightning_modules.metrics import FractionVarianceUnexplained, GroupedMean, MeanLoss
 from eigenscope.lightning_modules.point_set_geometry import LatentGeometry
 from eigenscope.nn import SimplexCode, SimplexVAE
-from eigenscope.nn.reconstruction_errors import ReconstructionLoss, reconstruction_errors, student_t_errors
-from eigenscope.nn.variational import active_dimensions, free_bits, has_collapsed, kl_weight, reparameterise
+from eigenscope.nn.autoencoders.reconstruction_errors import ReconstructionLoss, reconstruction_errors, student_t_errors
+from eigenscope.nn.autoencoders.variational import (
+    active_dimensions,
+    free_bits,
+    has_collapsed,
+    kl_weight,
+    reparameterise,
+)
 from eigenscope.noise.streams import Streams, stream_key
 from eigenscope.protocols import LossTransform, PointSets
 

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from eigenscope.adapters.lightning_names import registered_strategy
 from eigenscope.adapters.torch_names import any_compiled
-from eigenscope.optim.tracked_parameters import optimizer_parts
+from eigenscope.optim.eigenbases.tracked_parameters import optimizer_parts
 from eigenscope.precision import has_tf32, precision_name
 
 Value = str | int | float | None

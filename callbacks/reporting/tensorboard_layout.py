@@ -14,7 +14,7 @@ from eigenscope.adapters.tensorboard_names import write_hparams
 from eigenscope.callbacks._output import tensorboard_loggers
 from eigenscope.callbacks.reporting.epoch_recorder import EpochRecorder
 from eigenscope.charts import Chart, Layout, dashboard, joined, present
-from eigenscope.optim.tracked_parameters import optimizer_parts
+from eigenscope.optim.eigenbases.tracked_parameters import optimizer_parts
 from eigenscope.protocols import HasCharts
 from eigenscope.results import scored
 from eigenscope.results.hyperparameters import flat_hyperparameters

@@ -3,7 +3,7 @@
 A private name may be gone in any release. Every one is read through :class:`Library`, so that nothing fails when it is
 imported; where one is gone, the function that needs it does without, as its docstring says, and
 :func:`report_fallback` says so. emerging-optimizers and transformers are checked where they are used, in
-``eigenscope.optim.emerging`` and ``eigenscope.kv.hugging_face``.
+``eigenscope.optim.emerging`` and ``eigenscope.kv.cache.hugging_face``.
 """
 
 import platform

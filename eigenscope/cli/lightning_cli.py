@@ -16,16 +16,8 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities import rank_zero_only
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # its stub leaves it out
 
-import eigenscope.datamodules  # importing a package makes its classes known by their short names
-import eigenscope.lightning_modules
-import eigenscope.nn
-import eigenscope.optim
 from eigenscope import callbacks, renamed
-from eigenscope.adapters.lightning_names import (
-    GivenConfiguration,
-    ignore_moved_checkpoints,
-    quieten,
-)
+from eigenscope.adapters.lightning_names import GivenConfiguration, ignore_moved_checkpoints, quieten
 from eigenscope.callbacks._output import written_folders
 from eigenscope.callbacks.resuming.run_provenance import RunProvenance
 from eigenscope.checkpoints import read_checkpoint
@@ -223,15 +215,14 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         plugins = plugins if isinstance(plugins, list) else [plugins]
         given = self.config_init[self.subcommand].get("trainer.callbacks") or []
         given = given if isinstance(given, list) else [given]
-        callbacks.check_distinct(given)
         self.trainer_defaults["callbacks"] = [  # one that the configuration names, or a subclass, takes its place
             default
             for default in self.trainer_defaults["callbacks"]
             if not any(isinstance(callback, type(default)) for callback in given)
         ]
         try:
-            return super().instantiate_trainer(plugins=[*plugins, eigenscope.callbacks.SafeCheckpointIO()], **kwargs)
-        except TypeError as error:  # so Lightning calls, among others, a number of devices that is none
+            return super().instantiate_trainer(plugins=[*plugins, callbacks.SafeCheckpointIO()], **kwargs)
+        except (TypeError, RuntimeError) as error:  # a number of devices that is none; two callbacks of one state_key
             raise ConfigurationError(f"trainer: {error}") from error
 
     def after_fit(self) -> None:
@@ -307,9 +298,9 @@ def script() -> None:
     leave_to_main_thread()
     try:
         main()
-    except (ConfigurationError, eigenscope.callbacks.NonFiniteError) as error:
+    except (ConfigurationError, callbacks.NonFiniteError) as error:
         sys.exit(f"error: {error}")
-    except eigenscope.callbacks.TrainingInterrupted as error:
+    except callbacks.TrainingInterrupted as error:
         print(error, file=sys.stderr)
         sys.exit(128 + error.signal)  # as a shell has it of a process that a signal ended
     except MisconfigurationException as error:  # Lightning's word, such as of a score that nobody logs

@@ -65,9 +65,9 @@ def draw_noise(
     if clamp is not None and not clamp > 0:
         raise ValueError(f"clamp is {clamp}; it must be positive or None")
     types = types.cpu()
-    strangers = types[(types < 0) | (types >= len(NOISE_DISTRIBUTIONS))].tolist()
-    if strangers:
-        raise ValueError(f"types holds {strangers[0]}; all must be in 0 to {len(NOISE_DISTRIBUTIONS) - 1}")
+    invalid = types[(types < 0) | (types >= len(NOISE_DISTRIBUTIONS))].tolist()
+    if invalid:
+        raise ValueError(f"types holds {invalid[0]}; all must be in 0 to {len(NOISE_DISTRIBUTIONS) - 1}")
     epochs = torch.as_tensor(epoch, device=samples.device).view(-1)
     indices = samples + random_bits(stream_key(seed), epochs, 1)[:, 0]
     images = torch.empty((len(samples), 3, image_size, image_size), device=samples.device)

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from eigenscope.adapters.torch_names import load_state_hooks
-from eigenscope.optim.common import abbreviate_names, filter_groups, keep_saved_dtypes, named_groups, params_by_name
+from eigenscope.optim.common import filter_groups, keep_saved_dtypes, named_groups, params_by_name
 from eigenscope.optim.routing import MATRIX, Route, reasons_against
+from eigenscope.text import abbreviate_names
 
 NOT_MATRICES = (
     "*embed*",

@@ -1,0 +1,1 @@
+"""Codecs: what compresses blocks of keys and values."""
