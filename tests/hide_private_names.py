@@ -1,6 +1,6 @@
 """Runs command lines once for each private name that the adapters read, as if a library no longer had that name.
 
-The names are taken from the source of ``eigenscope/adapters``. Every name has a forked process of its own, which runs an
+The names are taken from the source of ``eigenscope/adapters``. Each has a forked process of its own, which runs an
 erroneous command line and a fit that read the name when nothing is hidden: command lines that do not cannot differ.
 Prints one JSON object: by name, empty for none, of each command line its end, what it wrote on stderr, the names that
 it read and the sums of the weights that it ended with.

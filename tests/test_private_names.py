@@ -20,7 +20,7 @@ from torchmetrics import MeanMetric
 from eigenscope.adapters import torch_names
 
 ROOT = Path(__file__).parents[1]
-ADAPTERS = ("eigenscope/adapters", "eigenscope/optim/emerging.py", "eigenscope/kv/hugging_face.py")
+ADAPTERS = ("eigenscope/adapters", "eigenscope/optim/emerging.py", "eigenscope/kv/cache/hugging_face.py")
 DOCUMENTED = {"_asdict", "_fields", "_make", "_replace", "_exit"}  # of named tuples, and of os
 HELPER = ROOT / "tests" / "hide_private_names.py"
 NAMES = runpy.run_path(str(HELPER))["names"]()
