@@ -10,18 +10,14 @@ from typing import Any, Literal, Self, cast
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from eigenscope.adapters.lightning_names import given_hyperparameters
 from eigenscope.checkpoints import read_checkpoint
 from eigenscope.lightning_modules.metrics import MeanLoss
 from eigenscope.optim.schedules import length_mismatch, run_length
-
-try:  # a private name: without it nothing is saved, as with any module that does not call save_hyperparameters
-    from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
-except ImportError:
-    _given_hyperparameters = None  # type: ignore[assignment]
 
 LRInterval = Literal["epoch", "step"]
 Stage = Literal["train", "val", "test"]
@@ -148,10 +144,7 @@ class BaseModule(LightningModule):
         Left out is what the data would have told the network had it asked: jsonargparse drops a linked argument that a
         class does not take, but Lightning keeps it here, and no network could be built from it again.
         """
-        if _given_hyperparameters is None:
-            rank_zero_warn("This version of Lightning does not say what a module was built from: checkpoints lack it.")
-            return
-        given: Any = _given_hyperparameters.get()
+        given: Any = given_hyperparameters()
         if given is None:
             return
         package, _, name = given["net"]["class_path"].rpartition(".")
