@@ -1,4 +1,4 @@
-"""What preconditioned optimizers cost on DeiT-Small, and what watching their eigenbases adds.
+"""Benchmark of preconditioned optimizers on DeiT-Small, and the overhead of monitoring their eigenbases.
 
 python benchmarks/eigenbasis.py              # CPU, and CUDA where there is one
 python benchmarks/eigenbasis.py --rounds 5   # steadier medians

@@ -1,4 +1,4 @@
-"""What keyed noise costs: each type beside an unkeyed draw of the same law, and loaders of one and two workers.
+"""Benchmark of keyed noise: each type beside an unkeyed draw of the same distribution, and loaders of 1 and 2 workers.
 
     python benchmarks/noise.py              # CPU, and CUDA where there is one
     python benchmarks/noise.py --threads 1  # as a loader's worker draws

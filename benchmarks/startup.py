@@ -1,4 +1,4 @@
-"""How long ``python cli.py fit --help`` takes beside importing lightning, torch and torchvision, which it cannot avoid.
+"""Benchmark of startup: ``fit --help`` beside importing lightning, torch and torchvision, which it cannot avoid.
 
     python benchmarks/startup.py                # 7 rounds of both
     python benchmarks/startup.py --rounds 15    # steadier

@@ -1,4 +1,4 @@
-"""Callbacks whose states would take each other's place in a checkpoint."""
+"""Check that the callbacks of a trainer have distinct state keys in a checkpoint."""
 
 from collections.abc import Iterable
 

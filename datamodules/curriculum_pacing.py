@@ -1,4 +1,4 @@
-"""Unlocks the tiers of a curriculum in a fit, and lets best scores restart."""
+"""Curriculum pacing: unlocks the tiers of a curriculum during a fit and resets best scores."""
 
 import math
 from collections.abc import Collection

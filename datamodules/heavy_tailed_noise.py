@@ -1,4 +1,4 @@
-"""Images of noise, some of it heavy-tailed, without end."""
+"""Heavy-tailed noise data module: an endless stream of noise images of sixteen types."""
 
 from collections.abc import Sequence
 from typing import Any, Literal

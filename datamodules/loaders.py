@@ -1,4 +1,4 @@
-"""The loader that all data modules share: keyed samples, whole batches, one order for any number of ranks."""
+"""Data loader shared by all data modules: keyed samples, whole batches, one order for any number of ranks."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""The data set that is always there: images drawn by a procedure."""
+"""Built-in synthetic images: a data module of procedurally drawn classes that needs no download."""
 
 from typing import Any, Literal
 

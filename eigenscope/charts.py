@@ -1,4 +1,4 @@
-"""Charts as plain data, and the dashboard that TensorBoard makes of them."""
+"""Charts as plain data, and the TensorBoard dashboard (custom scalars) built from them."""
 
 import re
 from collections.abc import Collection, Iterable

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole, have a predecessor, and load without executing code."""
+"""Atomic checkpoints with one backup, loaded without executing code."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""What Lightning modules, data modules and callbacks may ask of each other: the whole contract between the rooms."""
+"""Interfaces between packages: protocols of Lightning modules, data modules and callbacks."""
 
 from __future__ import annotations
 

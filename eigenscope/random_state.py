@@ -1,4 +1,4 @@
-"""All random streams of a process, as plain values and tensors."""
+"""State of all random number generators of a process, as plain values and tensors."""
 
 # ruff: noqa: NPY002  the global stream of numpy is what is kept
 

@@ -1,4 +1,4 @@
-"""Training a sequence model to answer what it is asked."""
+"""Lightning module of associative recall: trains a sequence model to answer queries."""
 
 from collections.abc import Collection
 from typing import Any, cast

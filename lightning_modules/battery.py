@@ -1,4 +1,4 @@
-"""Training many small autoencoders at once, each on its own mixture of noise."""
+"""Lightning module of batteries: trains many small autoencoders at once, each on its own mixture of noise."""
 
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal, cast

@@ -1,4 +1,4 @@
-"""Feeding given gradients to an optimizer, as a training."""
+"""Lightning module that replays a fixed gradient sequence through an optimizer."""
 
 from collections.abc import Collection
 from typing import Any

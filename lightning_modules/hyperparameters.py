@@ -1,4 +1,4 @@
-"""The hyperparameters that go into a checkpoint."""
+"""Hyperparameters saved in a checkpoint."""
 
 import inspect
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Training a classifier of images."""
+"""Lightning module of image classification."""
 
 from collections.abc import Collection
 from typing import Any, cast

@@ -1,4 +1,4 @@
-"""From the injected callables to what Lightning's ``configure_optimizers`` returns."""
+"""Optimizer and schedule of a module, from the injected callables to ``configure_optimizers``."""
 
 from typing import Any, Literal
 

@@ -1,4 +1,4 @@
-"""Geometric figures of points on a sphere, each beside its random and its untrained baseline."""
+"""Geometric metrics of point sets on spheres, each beside its random and its untrained baseline."""
 
 import math
 from collections.abc import Collection, Mapping

@@ -1,4 +1,4 @@
-"""Training an autoencoder whose latents are points on spheres."""
+"""Lightning module of spectral autoencoders, whose latents are points on spheres."""
 
 from collections.abc import Collection, Iterator
 from typing import Any, cast, get_args

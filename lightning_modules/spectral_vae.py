@@ -1,4 +1,4 @@
-"""Training the variational successor of the spectral autoencoder."""
+"""Lightning module of the spectral VAE, the variational successor of the spectral autoencoder."""
 
 import statistics
 from collections.abc import Collection, Iterator

@@ -1,4 +1,4 @@
-"""Stops a training at the first number that is not finite, or passes it over, while its weights still are."""
+"""NaN/Inf guard: stops training before a non-finite loss or gradient reaches the weights, or skips the step."""
 
 from collections.abc import Collection
 from pathlib import Path

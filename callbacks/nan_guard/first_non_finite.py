@@ -1,4 +1,4 @@
-"""Which number of a training step was the first that is not finite."""
+"""NaN/Inf localisation: the first non-finite tensor of a training step."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress

@@ -1,4 +1,4 @@
-"""What a training step changes besides weights and the optimizer, kept so that it can be put back."""
+"""Snapshot of what a training step changes besides weights and optimizer, so that the step can be rolled back."""
 
 from typing import Any, cast
 

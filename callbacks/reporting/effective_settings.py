@@ -1,4 +1,4 @@
-"""What a configuration asks for beside what a trainer really does."""
+"""Requested settings of a configuration beside the effective settings of its trainer."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Keeps the figures of every finished epoch, for callbacks that report them."""
+"""Base class of callbacks that report the metrics of every finished epoch."""
 
 import time
 from abc import ABC, abstractmethod

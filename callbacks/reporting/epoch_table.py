@@ -1,4 +1,4 @@
-"""What a run prints: a table row an epoch, and which optimizer each parameter goes to."""
+"""Console output of a run: a table row per epoch, and the parameter routing of a composite optimizer."""
 
 import statistics
 

@@ -1,4 +1,4 @@
-"""The card of a run: what it was asked for, what it really did, where, and what came of it."""
+"""Run metadata (``run.json``): requested and effective settings, environment, outcome."""
 
 import shlex
 import sys

@@ -1,4 +1,4 @@
-"""The board over all runs."""
+"""Scoreboard callback: one CSV row per finished run."""
 
 import dataclasses
 import os

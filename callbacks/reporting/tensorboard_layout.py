@@ -1,4 +1,4 @@
-"""TensorBoard as a review of the run: a dashboard of custom scalars and a row of hyperparameters."""
+"""TensorBoard dashboard of a run: custom scalars and a row of hyperparameters."""
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""TensorBoard's event files of a resumed run."""
+"""TensorBoard event files of a resumed run, without duplicate or missing points."""
 
 import math
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What a resumed run needs beside weights and optimizer to end as if it had never been stopped."""
+"""Exact resume: random states, metrics, loop counters and loader position in the checkpoint."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The configuration of a run, in its folder, its checkpoints and its record, and which data it was trained on."""
+"""Run provenance: the resolved configuration and the data fingerprint, in run folder, checkpoints and metadata."""
 
 import time
 from functools import cached_property

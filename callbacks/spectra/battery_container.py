@@ -1,4 +1,4 @@
-"""Writes trained batteries into a container, and shows which battery is best at which kind of noise."""
+"""Battery container callback: saves trained batteries and logs which battery is best at which type of noise."""
 
 from collections.abc import Sequence
 from pathlib import Path

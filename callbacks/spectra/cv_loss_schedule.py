@@ -1,4 +1,4 @@
-"""The policy of the Cayley–Menger CV during training."""
+"""Schedule of the loss term on the CV (coefficient of variation) of Cayley–Menger simplex volumes."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What the eigenbases of a preconditioned optimizer do while a model trains."""
+"""Eigenbasis rotation of a preconditioned optimizer (SOAP, REKLS), monitored during training."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How compressed keys and values are reported: as a table, a card and figures."""
+"""Reports of KV-cache compression: scalars, a table, a text card and figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an autoencoder makes of images, and where its latents lie, as figures in TensorBoard."""
+"""Reconstruction grid: images beside their reconstructions, and spectra of latents, as figures in TensorBoard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind about its eigenbases: numbers, verdicts, figures and files."""
+"""Logs of eigenbasis rotation: scalars, verdicts, figures and CSV files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A CSV file that grows with a run."""
+"""CSV file with a row per logged step, truncated to the checkpoint's step on resume."""
 
 import csv
 from collections.abc import Iterable, Sequence

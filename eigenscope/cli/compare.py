@@ -1,4 +1,4 @@
-"""The subcommand ``compare``: trains every arm with every seed, each in a process of its own, and compares them."""
+"""Subcommand ``compare``: trains every configuration with every seed, one process per run, and compares them."""
 
 import argparse
 import copy

@@ -1,4 +1,4 @@
-"""LightningCLI for Eigenscope: ``fit``, ``validate``, ``test``, ``predict``, and the door to ``compare``."""
+"""LightningCLI for Eigenscope: ``fit``, ``validate``, ``test``, ``predict``, and the dispatch to ``compare``."""
 
 import logging
 import sys

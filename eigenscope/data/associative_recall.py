@@ -1,4 +1,4 @@
-"""Multi-query associative recall: which value stood behind this key?"""
+"""Multi-query associative recall (MQAR): sequences of key-value pairs, then queries."""
 
 from bisect import bisect_right
 from collections.abc import Sequence

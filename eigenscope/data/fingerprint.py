@@ -1,4 +1,4 @@
-"""A short name for the content of a data set."""
+"""Fingerprint (checksum) of a data set's content."""
 
 import hashlib
 import json

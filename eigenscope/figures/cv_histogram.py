@@ -1,4 +1,4 @@
-"""How the CV of simplex volumes is spread over matrices."""
+"""Histogram of the CV (coefficient of variation) of simplex volumes over matrices."""
 
 from __future__ import annotations
 

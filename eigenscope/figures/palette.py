@@ -1,4 +1,4 @@
-"""What a measured network, its untrained self, chance and a target look like in every figure."""
+"""Colours and line styles of measured, untrained, random and target values in every figure."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Spectra of many matrices beside those of chance and of no training."""
+"""Singular value spectra of many matrices beside random and untrained baselines."""
 
 from __future__ import annotations
 

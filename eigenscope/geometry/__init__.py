@@ -1,4 +1,4 @@
-"""Volumes of simplices among the rows of a matrix, their CV, its closed form and discipline, and effective rank."""
+"""Simplex volumes, their CV (coefficient of variation), its closed form and loss term, and effective rank."""
 
 from eigenscope.geometry.cv_policy import CVPolicy, Phase, SoftHand, proximity
 from eigenscope.geometry.metrics import EffectiveRank, VolumeCV

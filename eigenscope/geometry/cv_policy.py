@@ -1,4 +1,4 @@
-"""The policy by which the CV of a point set is held to a target: phases of weight, and the soft hand."""
+"""CV loss terms of a point set: target, phases of weight, and the reported soft-hand rule."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Attention straight on compressed keys and values, without multiplying them out."""
+"""Attention on compressed keys and values without decoding them."""
 
 import itertools
 import math

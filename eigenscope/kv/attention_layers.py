@@ -1,4 +1,4 @@
-"""Attention layers of three kinds, and the way to their queries, keys and values."""
+"""Adapters of attention layers (DeiT, nn.MultiheadAttention, transformers): access to queries, keys and values."""
 
 import inspect
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""What a cache holds, beside what it would hold uncompressed."""
+"""Memory report of a KV cache: stored bytes, compression ratio, fraction saved."""
 
 from dataclasses import dataclass, fields
 

@@ -1,4 +1,4 @@
-"""Queries, keys and values of a network as it runs, captured and replaced."""
+"""Capture and replacement of queries, keys and values in a running network."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager

@@ -1,4 +1,4 @@
-"""Codecs of keys and values: what they learn, what they store, and the bytes of it."""
+"""Codec interface for keys and values: fit, encode, decode, and the stored bytes."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""What codecs do to the keys and values of a network: fitted on some samples, measured on others."""
+"""Evaluation of KV codecs on a network: fitted on some samples, measured on others."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence

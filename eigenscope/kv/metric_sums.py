@@ -1,4 +1,4 @@
-"""Sums of what codecs do to keys, values and attention, and the measures that they are."""
+"""Accumulated metrics of KV codecs: errors of keys, values and attention, summed over batches."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""A few samples of a batch, and a network's predictions for them."""
+"""Sampled batch: a few samples of a batch, and a network's predictions for them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Self

@@ -1,4 +1,4 @@
-"""Transform coding that keeps attention scores and outputs rather than keys and values."""
+"""Score-aware transform codec: minimises the error of attention scores and outputs, not of keys and values."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The frame that keys are compressed in: as they were before the rotation by their positions."""
+"""Keys before rotary position embedding (RoPE): the coordinates in which keys are compressed."""
 
 import importlib
 from collections.abc import Callable

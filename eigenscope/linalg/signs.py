@@ -1,4 +1,4 @@
-"""The sign convention for singular vectors and eigenvectors."""
+"""Sign convention of singular vectors and eigenvectors."""
 
 import torch
 from torch import Tensor

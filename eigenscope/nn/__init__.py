@@ -1,4 +1,4 @@
-"""Networks, and the hook points through which their inner tensors are observed."""
+"""Networks, and the hook points through which their intermediate tensors are observed."""
 
 from eigenscope.nn.battery_array import BatteryArray
 from eigenscope.nn.battery_container import BatteryEntry, load_batteries, save_batteries

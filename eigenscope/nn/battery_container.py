@@ -1,4 +1,4 @@
-"""Batteries in a file: stacked weights as safetensors, with a manifest in the same file's header."""
+"""Battery container file: stacked weights as safetensors, with a manifest in the file's header."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Probes: the one way to observe a tensor inside a running network.
+"""Hook points: named identity modules through which the tensors of a running network are observed.
 
 A network passes each tensor worth watching through a :class:`HookPoint`, an identity with a name (its path in the
 module tree). Whoever wants the tensor attaches a watcher for the length of a ``with`` block::

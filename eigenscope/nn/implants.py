@@ -1,4 +1,4 @@
-"""Trained batteries within the variational autoencoder of patches, and the controls that tell what they bring."""
+"""Implants: pretrained batteries inside the variational patch autoencoder, and their random controls."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

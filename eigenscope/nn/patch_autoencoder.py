@@ -1,4 +1,4 @@
-"""What the autoencoders of patches share: the way to points on a sphere, the way back, and large images in tiles."""
+"""Base class of patch autoencoders: encoding to points on a sphere, decoding, and tiling of large images."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping

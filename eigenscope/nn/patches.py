@@ -1,4 +1,4 @@
-"""Patches of images, and the residual MLP that reads and writes them."""
+"""Patch extraction and reassembly of images, and the residual MLP of the patch autoencoders."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

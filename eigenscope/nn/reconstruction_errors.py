@@ -1,4 +1,4 @@
-"""What a reconstruction costs: functions of its error, with tails from quadratic to logarithmic."""
+"""Reconstruction losses: Huber, log-cosh, Student-t and others, with tails from quadratic to logarithmic."""
 
 import math
 from typing import Literal, get_args

@@ -1,4 +1,4 @@
-"""What SimplexVAE knows of images: a latent and the points on spheres around it."""
+"""Code of a SimplexVAE: the latent, and the point sets on spheres around it."""
 
 from typing import NamedTuple
 

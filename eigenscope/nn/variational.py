@@ -1,4 +1,4 @@
-"""Diagonal Gaussian posteriors against a standard normal prior: draws, KL divergence and its discipline."""
+"""Diagonal Gaussian posterior: reparametrised samples, KL divergence with free bits and warm-up."""
 
 import math
 from collections.abc import Sequence

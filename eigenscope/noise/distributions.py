@@ -1,4 +1,4 @@
-"""Sixteen laws of noise, each drawn for several images at once from their streams.
+"""Noise distributions: sixteen types, each drawn for several images at once from their streams.
 
 A law takes the streams of n images, the images' own parameters, which are uniform numbers (n, ``parameters``), and
 the side s, and returns (n, 3, s, s) float32. Channels are independent except where a parameter shapes the image.

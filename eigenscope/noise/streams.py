@@ -1,4 +1,4 @@
-"""Random numbers addressed by a key and a sample index, drawn as whole batches.
+"""Counter-based random numbers (SplitMix64), addressed by a key and a sample index, drawn as whole batches.
 
 A sample's numbers depend on its key and its index alone, so they are the same whichever loader worker, rank or
 batch asks for them. The generator is SplitMix64 (Steele, Lea and Flood, *Fast splittable pseudorandom number

@@ -1,4 +1,4 @@
-"""Optimizers of matrices: SOAP, REKLS and Muon at a stated precision, and one that is two."""
+"""Optimizers of matrices: SOAP, REKLS and Muon at a stated precision, and the composite SplitOptimizer."""
 
 from eigenscope.optim.factors import KroneckerFactors, kronecker_factors, preconditioner
 from eigenscope.optim.muon import Muon

@@ -1,4 +1,4 @@
-"""Replicas that step when their optimizers do."""
+"""Reference-precision replicas attached to optimizers, stepped by hooks."""
 
 from collections.abc import Mapping
 from typing import Any

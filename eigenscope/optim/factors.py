@@ -1,4 +1,4 @@
-"""What SOAP knows about a weight: its Kronecker factors and their eigenbases."""
+"""Kronecker factors and eigenbases of a SOAP parameter."""
 
 from typing import NamedTuple
 

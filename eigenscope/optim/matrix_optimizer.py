@@ -1,4 +1,4 @@
-"""What the optimizers of matrices share."""
+"""Base class of optimizers of 2-D parameters."""
 
 from abc import abstractmethod
 from collections.abc import Callable

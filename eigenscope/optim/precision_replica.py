@@ -1,4 +1,4 @@
-"""The same gradients at two matmul precisions at once."""
+"""Reference-precision replica: the same gradients through a preconditioner at a second matmul precision."""
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence

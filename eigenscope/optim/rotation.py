@@ -1,4 +1,4 @@
-"""How far the eigenbasis of a Kronecker factor has turned, and whether that means anything."""
+"""Rotation of a Kronecker factor's eigenbasis: angles, factor change, and a verdict (stable, gauge, diverged)."""
 
 import math
 from typing import Literal, NamedTuple

@@ -1,4 +1,4 @@
-"""SOAP and REKLS: Adam in the eigenbases of Shampoo's factors, at a stated matmul precision."""
+"""SOAP and REKLS: Adam in the eigenbases of Shampoo's Kronecker factors, at a stated matmul precision."""
 
 import math
 import sys

@@ -1,4 +1,4 @@
-"""When a gradient is out of proportion to those before it."""
+"""Gradient-norm spike detection."""
 
 import math
 from collections import deque

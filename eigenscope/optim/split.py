@@ -1,4 +1,4 @@
-"""One optimizer that is two: matrices go to one, everything else to another."""
+"""Composite optimizer: hidden matrices to one optimizer, all other parameters to another."""
 
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from fnmatch import fnmatchcase

@@ -1,4 +1,4 @@
-"""Which parameters of a model are watched, and which optimizer has them."""
+"""Selection of the parameters to track, and the optimizer that holds their Kronecker factors."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase

@@ -1,4 +1,4 @@
-"""A run's record as Markdown, for people who look at it in TensorBoard."""
+"""Run metadata as Markdown, for TensorBoard's TEXT page."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

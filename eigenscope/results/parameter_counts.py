@@ -1,4 +1,4 @@
-"""How many numbers a module holds, and where."""
+"""Parameter counts of a module and its parts."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How long a run took, over all its resumes."""
+"""Run time of a run, summed over all its resumes."""
 
 import time
 from collections.abc import Callable

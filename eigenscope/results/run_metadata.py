@@ -1,4 +1,4 @@
-"""The one record of a run, ``run.json`` in its log folder: what it was, how it ended and what came of it."""
+"""Run metadata file, ``run.json`` in the log folder: settings, status and results of a run."""
 
 import json
 from dataclasses import asdict, dataclass, field, fields, replace

@@ -1,4 +1,4 @@
-"""What a finished training run leaves behind."""
+"""Result of a finished training run: metrics of its best and last epoch, time, parameters."""
 
 import statistics
 from dataclasses import dataclass, field, fields

@@ -1,4 +1,4 @@
-"""The scoreboard: one CSV row per finished run, over all experiments."""
+"""Scoreboard file: one CSV row per finished run, over all experiments."""
 
 import csv
 from pathlib import Path

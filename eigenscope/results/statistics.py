@@ -1,4 +1,4 @@
-"""The head-to-head of several arms that were trained with the same seeds."""
+"""Statistics of a comparison: means over seeds and paired confidence intervals between arms."""
 
 import math
 import statistics

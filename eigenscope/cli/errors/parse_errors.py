@@ -1,4 +1,4 @@
-"""What is wrong with a command line or a configuration file, in one sentence."""
+"""Parse errors of a command line or a configuration file, explained in one sentence."""
 
 import argparse
 import inspect

@@ -1,4 +1,4 @@
-"""A parser whose errors are one sentence."""
+"""Argument parser whose errors are one sentence."""
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Errors at run time that the user can fix, as one sentence each: what happened, to what, and what is left."""
+"""Runtime errors that the user can fix, one sentence each: what happened, to what, and what is left."""
 
 import errno
 import os

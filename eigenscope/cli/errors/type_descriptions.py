@@ -1,4 +1,4 @@
-"""Annotations in plain words: what an option takes."""
+"""Descriptions of type annotations for error messages, in the words of Python and YAML."""
 
 import collections.abc
 import inspect

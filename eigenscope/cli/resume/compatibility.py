@@ -1,4 +1,4 @@
-"""Going on with a run: which checkpoint, whether the configuration is still its own, and in which folder."""
+"""Resume compatibility: the checkpoint to resume from, its configuration, and the run folder."""
 
 import os
 from collections.abc import Collection, Mapping

@@ -1,4 +1,4 @@
-"""A configuration against that of a checkpoint: what a resumed run may not change."""
+"""Differences between a configuration and that of a checkpoint: what a resumed run may not change."""
 
 import dataclasses
 import enum
