@@ -6,7 +6,7 @@
 
 Rounds alternate between the columns of a row, so that a machine that slows down slows all of them. The unkeyed draws
 take their numbers from a ``torch.Generator`` for the whole batch at once. "bare" is ``torch.randn``, or ``torch.rand``
-for laws without normal numbers, of as many numbers as the images have.
+for distributions without normal numbers, of as many numbers as the images have.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from eigenscope.text import text_table
 
 
 class _Unkeyed:
-    """The laws in plain torch, n images of side s at once."""
+    """The distributions in plain torch, n images of side s at once."""
 
     def __init__(self, n: int, s: int, device: str) -> None:
         self.shape = (n, 3, s, s)

@@ -39,7 +39,7 @@ class CurriculumPacing(Callback):
         return {"unlocked_at": unlocked_at, "best": self._best, "waited": self._waited}
 
     def go_on(self, progress: dict[str, Any]) -> None:
-        """Goes on from there.
+        """Restores the state.
 
         Raises:
             ValueError: it is not the progress of this curriculum.

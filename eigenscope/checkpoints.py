@@ -66,7 +66,7 @@ def read_checkpoint(path: Path, map_location: str | torch.device | None = "cpu")
     except _DamagedError as damage:
         if not previous.exists():
             raise ValueError(f"checkpoint {path} {damage}, and there is none before it") from damage
-        print(f"checkpoint {path} {damage}: going on from the one before it, {previous}", flush=True)
+        print(f"checkpoint {path} {damage}: resuming from the previous one, {previous}", flush=True)
         try:
             return _read(previous, map_location)
         except _DamagedError as too:

@@ -22,7 +22,7 @@ class AssociativeRecallModule(LightningModule):
     """Cross-entropy of the answers in sequences: tokens (B, T) int64 with labels (B, T), −100 where nothing is asked.
 
     Only tokens with a label count. Logs ``{train,val,test}/{loss,recall}`` once an epoch, over all ranks (loss in nats
-    an answer, recall as the fraction of answers that are right; training figures are taken while the weights move),
+    an answer, recall as the fraction of answers that are right; training metrics are taken while the weights move),
     and ``train/loss_step`` every few steps.
 
     Args:
@@ -81,11 +81,11 @@ class AssociativeRecallModule(LightningModule):
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Updates the validation figures."""
+        """Updates the validation metrics."""
         self._step("val", batch)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Updates the test figures."""
+        """Updates the test metrics."""
         self._step("test", batch)
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:

@@ -24,7 +24,7 @@ class ImageClassificationModule(LightningModule):
     """Cross-entropy training of a network that maps images (B, C, H, W) to logits (B, num_classes).
 
     Logs ``{train,val,test}/{loss,acc,acc5}`` once an epoch, over all ranks (loss in nats, accuracies as fractions;
-    training figures are taken in training mode while the weights move, as usual), ``train/loss_step`` every few
+    training metrics are taken in training mode while the weights move, as usual), ``train/loss_step`` every few
     steps, and with each validation ``val/gap``, training accuracy of the epoch so far minus validation accuracy. With
     fewer than five classes ``acc5`` is always 1.
 
@@ -90,11 +90,11 @@ class ImageClassificationModule(LightningModule):
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Updates the validation figures."""
+        """Updates the validation metrics."""
         self._step("val", batch)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Updates the test figures."""
+        """Updates the test metrics."""
         self._step("test", batch)
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:

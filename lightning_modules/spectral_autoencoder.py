@@ -83,7 +83,7 @@ class SpectralAutoencoderModule(LightningModule):
         self.label_names: tuple[str, ...] = ()
 
     def setup(self, stage: str) -> None:
-        """Makes room for the figures by label."""
+        """Creates the metrics by label."""
         self.label_names = tuple(getattr(getattr(self.trainer, "datamodule", None), "label_names", ()))
         groups = len(self.label_names)
         figures = [f"{stage}_{name}" for stage in ("val", "test") for name in ("mse", "power")]
@@ -104,7 +104,7 @@ class SpectralAutoencoderModule(LightningModule):
         return reconstructions, code.point_sets
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The disciplined loss of a batch."""
+        """The loss of a batch, with the loss terms of callbacks."""
         images, _ = batch
         reconstructions, code = self.net(images)
         if self.global_step == 0:
@@ -117,7 +117,7 @@ class SpectralAutoencoderModule(LightningModule):
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Updates the validation figures."""
+        """Updates the validation metrics."""
         images, labels = batch
         reconstructions, code = self.net(images)
         self._record("val", images, reconstructions, labels)
@@ -130,7 +130,7 @@ class SpectralAutoencoderModule(LightningModule):
         self.geometry.update_point_sets(code.point_sets)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Updates the test figures."""
+        """Updates the test metrics."""
         images, labels = batch
         self._record("test", images, self(images), labels)
 
@@ -140,12 +140,12 @@ class SpectralAutoencoderModule(LightningModule):
         return reconstructions
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the figures by label and the geometry."""
+        """Logs the metrics by label and the geometry."""
         self._log_by_label("val")
         self.log_dict(self.geometry.compute(), sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
-        """Logs the figures by label."""
+        """Logs the metrics by label."""
         self._log_by_label("test")
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -186,7 +186,7 @@ class SpectralAutoencoderModule(LightningModule):
         return self.label_names[label] if self.label_names else f"label {label}"
 
     def _record(self, stage: str, images: Tensor, reconstructions: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Updates the figures of a batch and returns its loss."""
+        """Updates the metrics of a batch and returns its loss."""
         squares = reconstruction_errors(reconstructions, images, "mse")
         losses = squares if self.loss == "mse" else reconstruction_errors(reconstructions, images, self.loss)
         loss = losses.mean()

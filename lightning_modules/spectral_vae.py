@@ -103,7 +103,7 @@ class SpectralVAEModule(LightningModule):
         self._validated = 0  # images of this rank, in the validation under way
 
     def setup(self, stage: str) -> None:
-        """Takes the run's seed, and makes room for the figures by label."""
+        """Takes the run's seed, and creates the metrics by label."""
         self._seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
         self.label_names = tuple(getattr(getattr(self.trainer, "datamodule", None), "label_names", ()))
         groups = max(1, len(self.label_names))
@@ -124,7 +124,7 @@ class SpectralVAEModule(LightningModule):
         return self.net.to_images(companded, code.log_scale, code.grid), code.point_sets
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The disciplined loss of a batch."""
+        """The loss of a batch, with the loss terms of callbacks."""
         images, _ = batch
         key = stream_key(_TRAINING, self._seed, self.current_epoch, batch_idx)
         companded, code = self.net(images, sample=True, generator=self._streams(key, images))
@@ -143,7 +143,7 @@ class SpectralVAEModule(LightningModule):
         self._validated = 0
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Updates the validation figures."""
+        """Updates the validation metrics."""
         images, labels = batch
         groups = labels if self.label_names else torch.zeros_like(labels)
         companded, code = self.net(images, sample=False)
@@ -162,7 +162,7 @@ class SpectralVAEModule(LightningModule):
         self.geometry.update_point_sets(sampled.point_sets)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Updates the test figures."""
+        """Updates the test metrics."""
         companded, code = self.net(batch[0], sample=False)
         self._record("test", companded, code)
 
@@ -171,7 +171,7 @@ class SpectralVAEModule(LightningModule):
         return self.autoencode(batch[0])[0]
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the figures by label, of the latent and of the geometry; says once if the posterior has collapsed."""
+        """Logs the metrics by label, of the latent and of the geometry; says once if the posterior has collapsed."""
         fractions = {self._name(group): float(value) for group, value in self.unexplained.compute().items()}
         self.unexplained.reset()
         figures = {f"val_fvu/{name}": value for name, value in fractions.items()}
@@ -242,7 +242,7 @@ class SpectralVAEModule(LightningModule):
         return reconstruction_errors(companded, targets, cast(ReconstructionLoss, self.loss))
 
     def _record(self, stage: str, companded: Tensor, code: SimplexCode) -> Tensor:
-        """Updates the figures of a batch and returns its reconstruction error."""
+        """Updates the metrics of a batch and returns its reconstruction error."""
         loss = self._errors(companded, code.companded).mean()
         for name, value in (("loss", loss), ("kl", code.kl.sum(-1).mean())):
             metric = cast(MeanLoss, self.means[f"{stage}/{name}"])

@@ -293,7 +293,7 @@ def test_a_file_that_is_no_configuration(tmp_path, capsys, monkeypatch, text, he
         ([*DEMO, "--model", "Foo"], "--model: there is no class Foo; known are ", "ImageClassificationModule"),
         ([*DEMO, "--model", "EpochTable"], "--model: EpochTable is no LightningModule; known are ", "BatteryModule"),
         ([*DEMO, "--model.init_args.net=EpochTable"], "--model.init_args.net: EpochTable is no Module", "DeiT"),
-        ([*DEMO, "--trainer.precision=bf15"], "--trainer.precision: expected 64, 32, ", "got 'bf15'; did you mean bf16?"),
+        ([*DEMO, "--trainer.precision=bf15"], "--trainer.precision: expected 64, 32, ", "; did you mean bf16?"),
         ([*DEMO, "--lr=0.1"], "--lr is unknown; known are --ckpt_path, --config, --data", "--trainer"),
     ],
 )  # fmt: skip

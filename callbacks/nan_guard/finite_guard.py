@@ -26,7 +26,7 @@ class NonFiniteError(RuntimeError):
 
 
 class FiniteGuard(Callback):
-    """Stops before a step that would spoil the weights, or skips it; says what went wrong first.
+    """Stops before a step that would corrupt the weights with NaN or Inf, or skips it; names the tensor that was first.
 
     Checked are each training batch, and before each step of the optimizer the loss and the gradients (with fp16
     scaling, which lets gradients overflow on purpose, the loss alone); under DDP all ranks stop or skip together. The
@@ -38,8 +38,8 @@ class FiniteGuard(Callback):
     leaves none); the run's record in its log folder says that it was stopped.
 
     ``skip`` drops the step's gradients before the optimizer sees them, so that weights and the optimizer's state stay
-    as they are, and puts back metrics and buffers, so that figures of the epoch are those of the other steps; with
-    accumulated gradients the step is all of its batches. Schedules and counts of steps go on. Each skip is one line;
+    as they are, and puts back metrics and buffers, so that metrics of the epoch are those of the other steps; with
+    accumulated gradients the step is all of its batches. Schedules and step counters advance. Each skip is one line;
     how many there were is logged as ``skipped_steps`` and kept in checkpoints. A weight that is not finite, an
     eigensolver's refusal of a matrix, and one step more than ``max_skipped``, over all resumes, stop the run.
 
@@ -71,7 +71,7 @@ class FiniteGuard(Callback):
         self._replaced: list[tuple[Tensor, Tensor]] = []  # parts of the batch, and what they were
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forgets a fit before."""
+        """Resets the state of a previous fit."""
         if stage == "fit":
             self.skipped = 0
             self._forget()

@@ -33,7 +33,7 @@ class StepSnapshot:
 
     def take(self) -> None:
         """Keeps all of it as it is now."""
-        copies: dict[int, Tensor] = {}  # metrics in a collection may share their states, and then go on sharing them
+        copies: dict[int, Tensor] = {}  # metrics in a collection may share their states, and then keep sharing them
         self._buffers = [_copy(module._buffers[name], {}) for module, name in self._owners]
         self._states = [_state(metric, copies) for metric in self._metrics]
         self._means = {key: _state(mean, copies) for key, mean in self._logged.items()}
@@ -42,7 +42,7 @@ class StepSnapshot:
 
     def restore(self) -> None:
         """Puts buffers, metrics and means back."""
-        copies: dict[int, Tensor] = {}  # the snapshot stays as it is when metrics go on from there
+        copies: dict[int, Tensor] = {}  # the snapshot stays as it is when metrics are updated after it
         with torch.no_grad():
             for (module, name), before in zip(self._owners, self._buffers, strict=True):
                 if before is not None:

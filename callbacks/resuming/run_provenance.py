@@ -14,10 +14,10 @@ from eigenscope.checkpoints import CONFIGURATION, DATA, SAVED_AT
 
 
 class RunProvenance(SaveConfigCallback):
-    """Saves the configuration in every checkpoint and beside the logs; there a run that goes on has it already.
+    """Saves the configuration in every checkpoint and beside the logs; there a resumed run has it already.
 
-    The run's card gets it too, with the precision that was asked for if that was replaced. With the configuration a
-    checkpoint keeps the data's fingerprint: a run that goes on with other data, as at another ``root``, says so.
+    The run metadata gets it too, with the requested precision if that was replaced. With the configuration a
+    checkpoint keeps the data's fingerprint: a resumed run with other data, as at another ``root``, says so.
     """
 
     def __init__(self, *args: Any, continues: bool = False, asked_precision: str | None = None, **options: Any) -> None:

@@ -33,12 +33,12 @@ _COLUMNS = {  # measure to its heading and format
 
 
 _CHARTS = {
-    "bits_keys": "bits of keys (an element)",
+    "bits_keys": "bits per element of keys",
     "error_keys": "relative error of keys",
-    "bits_values": "bits of values (an element)",
+    "bits_values": "bits per element of values",
     "error_values": "relative error of values",
-    "ratio": "bytes before over bytes stored",
-    "top1_agreement": "predictions that stay",
+    "ratio": "compression ratio (bytes before / bytes stored)",
+    "top1_agreement": "top-1 agreement of predictions",
     "accuracy_difference": "accuracy, decoded minus exact",
 }
 

@@ -54,7 +54,7 @@ class RotationLog:
         self._tables: dict[str, StepTable] = {}
 
     def open_files(self, folder: Path, step: int, with_replica: bool) -> None:
-        """Writes into this folder from now on, after what it holds up to ``step``."""
+        """Appends to the CSV files of this folder, after their rows up to ``step``."""
         for name, columns in _COLUMNS.items():
             if name != "replica" or with_replica:
                 self._tables[name] = StepTable(folder / f"{name}.csv", columns.split(","), step)
@@ -215,7 +215,7 @@ class RotationLog:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], watched: Iterable[str]) -> None:
-        """Goes on from there, for the parameters that are still watched."""
+        """Restores the state, for the parameters that are still watched."""
         names = set(watched)
         self.measured, self._overlap_reference = state["measured"], state["overlap_reference"]
         self.spikes = deque(state["spikes"], maxlen=_SPIKES)

@@ -100,7 +100,7 @@ class EigenscopeCLI(LightningCLI):
             "--warm_start",
             type=str | None,
             help="fit: a checkpoint or .safetensors file to begin with the weights of. Optimizer, epochs and random "
-            "streams begin anew; to go on with a run there is --ckpt_path.",
+            "streams start afresh; to resume a run use --ckpt_path.",
         )
         parser.add_argument(
             "--warm_start_map",
@@ -138,7 +138,7 @@ class EigenscopeCLI(LightningCLI):
             raise ConfigurationError(str(error)) from error
 
     def _check_checkpoint(self, path: Path) -> None:
-        """Refuses a checkpoint that does not go with the configuration; a run that goes on does so in its folder."""
+        """Refuses a checkpoint that contradicts the configuration; a resumed run writes to its own folder."""
         config = self.config[self.subcommand]
         config.ckpt_path = str(path)
         if config.weights_only is False:
@@ -147,7 +147,7 @@ class EigenscopeCLI(LightningCLI):
         now = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False))
         if self.subcommand == "fit":
             note = check_resume(checkpoint, path, now, {"trainer": Trainer}, _LINKED)
-            begun = checkpoint.get(CONFIGURATION, {})  # its checkpoints go on saying with which weights the run began
+            begun = checkpoint.get(CONFIGURATION, {})  # its checkpoints keep saying with which weights the run began
             config.warm_start, config.warm_start_map = begun.get("warm_start"), begun.get("warm_start_map")
             version = continued_version(path, now["trainer"]["logger"])
             if version is not None:

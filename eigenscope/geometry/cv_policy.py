@@ -74,7 +74,7 @@ class CVPolicy:
     """What is wanted of one point set.
 
     Args:
-        target: CV, or ``auto`` for that of independent uniform points in the point_set's dimension.
+        target: CV, or ``auto`` for that of independent uniform points in the point set's dimension.
         phases: of the term weight·(CV − target)², which carries gradient; none adds no such term.
         soft_hand: the reported rule beside it, or None.
 

@@ -18,7 +18,7 @@ from eigenscope.nn.hook_point import HookPoint, watch
 Role = Literal["queries", "keys", "values"]
 ROLES: tuple[Role, ...] = ("queries", "keys", "values")
 Watcher = Callable[[str, Role, Tensor], Tensor]
-"""Takes a layer's name, a role and its tensor (B, heads, T, d), before rotation; what it returns goes on."""
+"""Takes a layer's name, a role and its tensor (B, heads, T, d), before rotation; what it returns replaces it."""
 
 
 @dataclass

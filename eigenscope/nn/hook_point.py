@@ -8,7 +8,7 @@ module tree). Whoever wants the tensor attaches a watcher for the length of a ``
     seen["blocks.0.attention.keys"]  # (B, heads, tokens, head width)
 
 :func:`watch` is the same with a function of one's own, which may put another tensor in the place of the one it sees.
-With no watcher a probe costs one call, and nothing in a compiled network: ``torch.compile`` guards on the watchers,
+With no watcher a hook point costs one call, and nothing in a compiled network: ``torch.compile`` guards on watchers,
 so it recompiles when the first one arrives and returns to the unwatched graph when the last one leaves. Forward
 hooks are not used because a compiled network may ignore a hook that is registered after compilation.
 """
@@ -25,7 +25,7 @@ class HookPoint(nn.Module):
     """Returns its input, or what the attached watchers make of it, in the order they came.
 
     A watcher is a function from tensor to tensor. It sees the tensor as the network does, with its gradient history,
-    and what it returns goes on in its place.
+    and what it returns replaces it.
     """
 
     def __init__(self) -> None:
@@ -48,15 +48,15 @@ def hook_points(module: nn.Module, *patterns: str) -> dict[str, HookPoint]:
         dots.
 
     Returns:
-        name to probe, in the order of the module tree, every probe that matches at least one pattern.
+        name to hook point, in the order of the module tree, every one that matches at least one pattern.
 
     Raises:
-        ValueError: a pattern matches no probe; the message lists those there are.
+        ValueError: a pattern matches no hook point; the message lists those there are.
     """
     found = {name: child for name, child in module.named_modules() if isinstance(child, HookPoint)}
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in found):
-            raise ValueError(f"no probe matches {pattern!r}; there are: {', '.join(found) or 'none'}")
+            raise ValueError(f"no hook point matches {pattern!r}; there are: {', '.join(found) or 'none'}")
     if not patterns:
         return found
     return {name: probe for name, probe in found.items() if any(fnmatchcase(name, p) for p in patterns)}
@@ -64,15 +64,15 @@ def hook_points(module: nn.Module, *patterns: str) -> dict[str, HookPoint]:
 
 @contextmanager
 def watch(module: nn.Module, *patterns: str, watcher: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
-    """Attaches a watcher to every matching probe while the block runs; arguments as in :func:`hook_points`.
+    """Attaches a watcher to every matching hook point while the block runs; arguments as in :func:`hook_points`.
 
     Args:
         module: see there.
         patterns: see there.
-        watcher: called with a probe's name and its tensor; what it returns goes on in the tensor's place.
+        watcher: called with a hook point's name and its tensor; what it returns replaces the tensor.
 
     Raises:
-        ValueError: a pattern matches no probe.
+        ValueError: a pattern matches no hook point.
     """
     attached = [(probe, partial(watcher, name)) for name, probe in hook_points(module, *patterns).items()]
     for probe, named in attached:
@@ -86,13 +86,13 @@ def watch(module: nn.Module, *patterns: str, watcher: Callable[[str, Tensor], Te
 
 @contextmanager
 def observe(module: nn.Module, *patterns: str) -> Iterator[dict[str, Tensor]]:
-    """Collects the latest tensor of every matching probe while the block runs; arguments as in :func:`hook_points`.
+    """Collects the latest tensor of every matching hook point during the block; arguments as in :func:`hook_points`.
 
     Yields:
         A dictionary, empty at first, that each forward pass fills: name to tensor, not detached, not copied.
 
     Raises:
-        ValueError: a pattern matches no probe.
+        ValueError: a pattern matches no hook point.
     """
     seen: dict[str, Tensor] = {}
 

@@ -42,7 +42,7 @@ class SimplexCode(NamedTuple):
 
     @property
     def kl(self) -> Tensor:
-        """KL divergence from the standard normal law by dimension, (B, L, slots · D) in nats."""
+        """KL divergence from the standard normal distribution by dimension, (B, L, slots · D) in nats."""
         return kl_divergence(self.mu, self.log_variance).flatten(-2)
 
     @property

@@ -102,7 +102,7 @@ class ReferencePrecisionReplica:
         return [{"copy": copy, "state": dict(self._replica.state.get(copy, {}))} for copy in self._copies.values()]
 
     def load_state_dict(self, state: Sequence[Mapping[str, Any]]) -> None:
-        """Goes on from there instead of from the optimizer's state."""
+        """Restores the state instead of from the optimizer's state."""
         for copy, saved in zip(self._copies.values(), state, strict=True):
             copy.copy_(saved["copy"])
             self._replica.state.pop(copy, None)

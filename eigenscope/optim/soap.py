@@ -146,7 +146,7 @@ class SOAP(MatrixOptimizer):
         with matmul_precision(self.qr_fp32_matmul_prec):
             update_eigenbases(
                 state, self.use_eigh or step == 1, self.power_iter_steps
-            )  # iteration goes on from a basis
+            )  # iteration continues from a basis
         apply_weight_decay(parameter, gradient, self.weight_decay_method, group["weight_decay"], group["lr"])
         with matmul_precision(self.fp32_matmul_prec):
             projected_grad = project(state, gradient)

@@ -52,7 +52,7 @@ class SpikeDetector:
         return {"norms": list(self.norms), "inside": self._inside}
 
     def load_state_dict(self, state: dict[str, Sequence[float] | bool]) -> None:
-        """Goes on from there."""
+        """Restores the state."""
         norms, inside = state["norms"], state["inside"]
         assert isinstance(norms, Sequence)
         self.norms = deque(norms, maxlen=_WINDOW)

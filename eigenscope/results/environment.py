@@ -69,7 +69,7 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     """The most bytes held at once since the process began: allocated by torch on a GPU, or resident on a CPU.
 
     Returns:
-        The figure under the device's name; nothing where the system does not say.
+        The metric under the device's name; nothing where the system does not say.
     """
     if device.type == "cuda":
         return {str(device): torch.cuda.max_memory_allocated(device)}

@@ -46,5 +46,5 @@ class RunClock:
         self._seconds, self._since = self.seconds, None
 
     def go_on_from(self, seconds: float, training_seconds: float) -> None:
-        """Adds what a run took before this one goes on with it."""
+        """Adds the time that a run took before it was resumed."""
         self._seconds, self._training_seconds = seconds, training_seconds

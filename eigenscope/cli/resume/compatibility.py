@@ -38,7 +38,7 @@ def find_checkpoint(asked: str) -> Path:
 def check_resume(
     checkpoint: Config, path: Path, now: Config, sections: Mapping[str, type], linked: Collection[str]
 ) -> str | None:
-    """Refuses a configuration with which the run of a checkpoint would not go on as it began.
+    """Refuses to resume a checkpoint with a configuration that contradicts its own.
 
     Args:
         checkpoint: what the file holds.
@@ -59,12 +59,12 @@ def check_resume(
     began = all(now.get(key) == saved.get(key) for key in ("warm_start", "warm_start_map"))
     if warm is not None and (CONFIGURATION not in checkpoint or not began):
         raise ValueError(
-            "ckpt_path and warm_start exclude each other: ckpt_path goes on with a run, warm_start begins one with the "
-            f"weights of another; got {path} and {warm}"
+            "ckpt_path and warm_start exclude each other: ckpt_path resumes a run, warm_start starts a new one with "
+            f"the weights of another; got {path} and {warm}"
         )
     if "optimizer_states" not in checkpoint:
         raise ValueError(
-            f"checkpoint {path} holds weights alone: no run goes on from it; begin one with --warm_start {path}"
+            f"checkpoint {path} holds weights alone: it cannot be resumed; start a new run with --warm_start {path}"
         )
     if CONFIGURATION in checkpoint:
         found = contradictions(saved, now, sections)
@@ -78,7 +78,7 @@ def check_resume(
     if found:
         raise ValueError(
             f"the configuration contradicts that of the checkpoint {path}:{_listed(found)}\n"
-            f"A run goes on as it began. With another configuration begin a new one: --warm_start {path}"
+            f"Resuming requires the original configuration. With another one, start a new run: --warm_start {path}"
         )
     return note
 

@@ -111,7 +111,7 @@ class Difference:
 
 
 def contradictions(saved: Config, now: Config, sections: Mapping[str, type] | None = None) -> list[Difference]:
-    """Everything by which ``now`` would not go on with the run that ``saved`` began.
+    """Everything by which ``now`` contradicts ``saved``, the configuration of the run to be resumed.
 
     Left out are :data:`FREE` and the callbacks in :data:`WATCHERS`.
 
