@@ -15,7 +15,7 @@ from eigenscope.protocols import KeepsBest
 
 
 class CurriculumPacing(Callback):
-    """Joins a fit for as long as its data follow a curriculum.
+    """Unlocks the tiers of a curriculum during a fit, and resets best scores at each unlock.
 
     Logs ``curriculum/types``, the number of unlocked types, once an epoch.
 

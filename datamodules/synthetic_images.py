@@ -9,7 +9,7 @@ from eigenscope.datamodules.images import ImagesDataModule
 
 
 class SyntheticImagesDataModule(ImagesDataModule):
-    """100 procedurally drawn classes in 20 groups, balanced; see :func:`eigenscope.data.draw_images`.
+    """Built-in synthetic images: 100 drawn classes in 20 groups, balanced; see :func:`eigenscope.data.draw_images`.
 
     Args:
         train_size: training images.

@@ -22,7 +22,7 @@ def previous_checkpoint(path: Path) -> Path:
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Writes a checkpoint, whole or not at all; one of the same name is kept beside it until the next.
+    """Writes a checkpoint atomically; one of the same name is kept beside it as a backup.
 
     At every moment there is a whole checkpoint under one of the two names, whatever ends the process.
 

@@ -14,7 +14,7 @@ from eigenscope.lightning_modules.optimization import LRInterval, check_interval
 
 
 class GradientReplayModule(LightningModule):
-    """The loss ⟨p, g⟩ of a network that is one matrix p, so that its gradient is the data g, bit for bit.
+    """Gradient replay: the loss ⟨p, g⟩ of a network that is one matrix p has the data g as gradient, bit for bit.
 
     A batch (B, rows, columns) is B gradients, whose mean is g; with B = 1 g is the datum itself. What an optimizer
     does with a chosen sequence of gradients is thus an ordinary run, with its configuration, callbacks and logs.

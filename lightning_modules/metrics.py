@@ -59,7 +59,7 @@ class GroupedMean(Metric):
 
 
 class FractionVarianceUnexplained(Metric):
-    """Σ (û − u)² / Σ (u − ū)² over all numbers of all samples and ranks, for each of ``num_groups`` groups.
+    """FVU, Σ (û − u)² / Σ (u − ū)², over all entries of all samples and ranks, for each of ``num_groups`` groups.
 
     Sums are taken in float64, as ū of heavy-tailed numbers needs.
 

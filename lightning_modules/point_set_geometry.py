@@ -25,7 +25,7 @@ _TITLES = {
 
 
 class PointSetGeometry(nn.Module):
-    """Collects what is said of matrices of V points on a sphere over an epoch, beside what chance and no training give.
+    """Geometric metrics of matrices of V points on a sphere over an epoch, beside random and untrained baselines.
 
     An untrained encoder's geometry already looks like a discovery (at V = 256, D = 16: S₀ 4.80, effective rank 15.88,
     CV 0.201), so no metric is given alone: ``<metric>_random`` is that of independent uniform points, for the CV in

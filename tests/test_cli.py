@@ -389,7 +389,7 @@ def planned(tmp_path):
 def test_compare_says_which_record_is_damaged(tmp_path):
     record = planned(tmp_path).folder / "run.json"
     record.write_text('{"outcome": "fini')
-    with pytest.raises(SystemExit, match=f"error: {record} is not the record of a run: .*; move it away to begin"):
+    with pytest.raises(SystemExit, match=f"error: {record} is not run metadata: .*; move it away to begin"):
         compare(tmp_path, arms=(DEMO,))
 
 

@@ -35,7 +35,7 @@ class FiniteGuard(Callback):
     :class:`~eigenscope.protocols.Traced`.
 
     ``stop`` saves ``last_good.ckpt``, beside the other checkpoints: the state before that step (a ``fast_dev_run``
-    leaves none); the run's record in its log folder says that it was stopped.
+    leaves none); the run metadata in its log folder say that it was stopped.
 
     ``skip`` drops the step's gradients before the optimizer sees them, so that weights and the optimizer's state stay
     as they are, and puts back metrics and buffers, so that metrics of the epoch are those of the other steps; with
@@ -142,7 +142,7 @@ class FiniteGuard(Callback):
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on counting."""
+        """Restores the count of skipped steps."""
         self.skipped = state_dict.get("skipped", 0)
 
     def _everywhere(self, trainer: Trainer, finite: Tensor) -> bool:

@@ -14,7 +14,7 @@ from eigenscope.protocols import Traced
 
 
 def first_non_finite(pl_module: LightningModule, batch: Any, batch_idx: int, loss_finite: bool) -> str | None:
-    """What a person is told about a step that is not finite, found by computing it once more without gradients.
+    """Describes the first non-finite tensor of a step, found by computing the step once more without gradients.
 
     In the order of a step: weights, batch, the outputs of modules or what a
     :class:`~eigenscope.protocols.Traced` module yields, the loss, gradients from the last parameter to the first.

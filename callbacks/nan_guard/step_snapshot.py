@@ -11,7 +11,7 @@ from eigenscope.random_state import random_state, set_random_state
 
 
 class StepSnapshot:
-    """Buffers and metrics of a module, the means that Lightning keeps of logged values, random streams, and counts.
+    """Snapshot of a module's buffers and metrics, Lightning's logged means, random states, and counts.
 
     Metrics that have not been updated since they were reset, as those of validation, cost nothing. The module's parts
     are looked up when this is made: a network has hundreds, and a step may be short.

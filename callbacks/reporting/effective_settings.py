@@ -17,7 +17,7 @@ Value = str | int | float | None
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting as it was asked for, None where nothing says, and as it is; whether the two contradict each other."""
+    """A setting: the requested value (None if not stated), the effective one, and whether they differ."""
 
     name: str
     asked: Value

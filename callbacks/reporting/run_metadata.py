@@ -128,7 +128,7 @@ class RunMetadataCallback(Callback):
             outcome: Outcome = "interrupted" if isinstance(exception, _FROM_OUTSIDE) else "failed"
             self._end(trainer, self._folder, outcome, reason[:_LONGEST_REASON])
         except OSError as error:  # as on a full disk, which may be what ended the run: the first error is the news
-            exception.add_note(f"The run's record could not be written: {error}")
+            exception.add_note(f"The run metadata could not be written: {error}")
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds and samples so far, and the starts, as plain values."""
@@ -187,7 +187,7 @@ class RunMetadataCallback(Callback):
 
 
 def data_fingerprint(trainer: Trainer) -> dict[str, str]:
-    """The names for the content of the data sets of a run; none if its data module gives none."""
+    """The fingerprints (checksums) of a run's data sets; empty if its data module has none."""
     data: Any = getattr(trainer, "datamodule", None)
     return data.fingerprint() if isinstance(data, Fingerprinted) else {}
 

@@ -21,7 +21,7 @@ _FIRST = ("batch_size", "lr", "net", "optimizer", "seed")
 
 
 class TensorBoardLayout(Callback):
-    """Lays out TensorBoard's custom scalars, and gives a finished fit a row with metrics on its HPARAMS page.
+    """Lays out TensorBoard's dashboard of custom scalars, and adds a row with metrics to its HPARAMS page.
 
     The dashboard holds the charts that the module and the callbacks state (:class:`~eigenscope.protocols.HasCharts`)
     of what this run has logged, and the learning rates of a ``LearningRateMonitor``. It is written after the first

@@ -14,7 +14,7 @@ from eigenscope.checkpoints import CONFIGURATION, DATA, SAVED_AT
 
 
 class RunProvenance(SaveConfigCallback):
-    """Saves the configuration in every checkpoint and beside the logs; there a resumed run has it already.
+    """Saves the resolved configuration and the data fingerprint in every checkpoint, and the former beside the logs.
 
     The run metadata gets it too, with the requested precision if that was replaced. With the configuration a
     checkpoint keeps the data's fingerprint: a resumed run with other data, as at another ``root``, says so.

@@ -44,7 +44,7 @@ _CHARTS = {
 
 
 def charts(codecs: Sequence[str]) -> list[Chart]:
-    """The measures over all layers, a curve for each codec, some of which may not have been measured."""
+    """Charts of the metrics over all layers, a curve for each codec, some of which may not have been measured."""
     return [
         Chart("Keys and values: rate and distortion", title, tuple(f"kv/{codec}/{name}" for codec in codecs))
         for name, title in _CHARTS.items()
@@ -52,19 +52,19 @@ def charts(codecs: Sequence[str]) -> list[Chart]:
 
 
 def printed(tally: KVMetricSums, dtype: torch.dtype | None) -> str:
-    """The measures over all layers, a codec a line."""
+    """The table of metrics over all layers as text, a row per codec."""
     return f"{text_table(*_table(tally))}\n{_legend(tally, dtype)}"
 
 
 def card(tally: KVMetricSums, dtype: torch.dtype | None, title: str) -> str:
-    """The same as Markdown."""
+    """The table of metrics as Markdown."""
     header, rows = _table(tally)
     lines = [f"**{title}**", "", *(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))]
     return "\n".join([*lines, "", _legend(tally, dtype)])
 
 
 def figures(tally: KVMetricSums) -> dict[str, Figure]:
-    """What there is to draw, by tag."""
+    """The rate-distortion figure and the heat maps over layers, by tag."""
     measures = tally.by_layer()
     bits, errors = (
         torch.stack([measures[f"{what}_{x}"] for x in ("keys", "values")], -1) for what in ("bits", "error")

@@ -34,7 +34,7 @@ Rows = dict[Any, deque[list[float]]]
 
 
 class RotationLog:
-    """Measures, and gives metrics, text, files and figures out; goes with a checkpoint.
+    """Collects eigenbasis rotations as metrics, text, CSV files and figures; its state goes with a checkpoint.
 
     Args:
         k: of the top-k angle.

@@ -63,7 +63,7 @@ class PlannedRun:
         return {"finished": record.result, "stopped": record.stopped}.get(record.outcome)
 
     def record(self) -> RunMetadata:
-        """The run's record.
+        """The run metadata.
 
         Raises:
             SystemExit: it is damaged.

@@ -296,7 +296,7 @@ def main(args: list[str] | None = None) -> Any:
 
 
 def script() -> None:
-    """The command as installed: what a person can mend is one sentence instead of a traceback."""
+    """The command as installed: errors the user can fix are one sentence instead of a traceback."""
     end_with_launcher()
     leave_to_main_thread()
     try:

@@ -23,7 +23,7 @@ Watcher = Callable[[str, Role, Tensor], Tensor]
 
 @dataclass
 class AttentionContext:
-    """What a layer's attention does with its queries, keys and values; complete after a forward pass.
+    """Attention context of a layer: mask, scale and rotation; complete after a forward pass.
 
     Attributes:
         mask: broadcasts against (B, query heads, n, T), boolean (True: may look) or added to the scores; None for none.
@@ -43,7 +43,7 @@ class AttentionContext:
 
 
 class AttentionLayer(Protocol):
-    """A layer whose queries, keys and values can be watched."""
+    """A layer whose queries, keys and values can be observed and replaced."""
 
     name: str
 

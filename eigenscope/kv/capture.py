@@ -12,7 +12,7 @@ from eigenscope.kv.attention_layers import ROLES, AttentionContext, AttentionLay
 
 
 class Captured(NamedTuple):
-    """One layer in one forward pass.
+    """Captured queries, keys and values of one layer in one forward pass.
 
     Attributes:
         queries: (B, query heads, n, d), before rotation as the others.
@@ -31,7 +31,7 @@ class Captured(NamedTuple):
 
 @contextmanager
 def watch_attention(layers: Sequence[AttentionLayer], watcher: Watcher) -> Iterator[dict[str, AttentionContext]]:
-    """Attaches a watcher to all layers while the block runs; yields their surroundings by name."""
+    """Attaches a watcher to all layers while the block runs; yields their attention contexts by name."""
     with ExitStack() as stack:
         yield {layer.name: stack.enter_context(layer.watched(watcher)) for layer in layers}
 
@@ -55,7 +55,7 @@ def replaced(
 
 
 def capture[T](layers: Sequence[AttentionLayer], run: Callable[[], T]) -> tuple[T, dict[str, Captured], dict[str, str]]:
-    """Runs a network once and keeps what its attention layers saw.
+    """Runs a network once and captures the queries, keys and values of its attention layers.
 
     Args:
         layers: to look at.

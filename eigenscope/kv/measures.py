@@ -10,7 +10,7 @@ from eigenscope.kv.codec import computed_in, no_grad_no_autocast
 
 
 class AttentionChange(NamedTuple):
-    """What decoded keys and values change, each (*batch, query heads), over the queries that may look somewhere.
+    """Errors of attention with decoded keys and values, each (*batch, query heads), over the unmasked queries.
 
     Attributes:
         score_rmse: root mean square difference of scores, over the tokens that a query may look at.

@@ -16,7 +16,7 @@ _OF_LOGITS = ("top1_agreement", "accuracy_difference", "logit_kl")
 
 @dataclass
 class KVMetricSums:
-    """Sums over samples, which add up over batches and over processes.
+    """Sums of codec metrics over samples, which add up over batches and over processes.
 
     Args:
         codecs: their names.

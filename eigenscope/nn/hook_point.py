@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 
 class HookPoint(nn.Module):
-    """Returns its input, or what the attached watchers make of it, in the order they came.
+    """Hook point: returns its input, or what the attached watchers make of it, in the order they were attached.
 
     A watcher is a function from tensor to tensor. It sees the tensor as the network does, with its gradient history,
     and what it returns replaces it.

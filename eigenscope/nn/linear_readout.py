@@ -12,7 +12,7 @@ ReadoutInit = Literal["default", "orthogonal"]
 
 
 class ReadoutCode(NamedTuple):
-    """What a learned readout knows of the patches; see :class:`~eigenscope.nn.patch_autoencoder.PatchCode`.
+    """Code of a learned readout; see :class:`~eigenscope.nn.patch_autoencoder.PatchCode`.
 
     Attributes:
         points: M, (B, L, V, D).

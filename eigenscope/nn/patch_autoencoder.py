@@ -13,7 +13,7 @@ from eigenscope.nn.spectral_attention import SpectralCrossAttention
 
 
 class PatchCode(Protocol):
-    """What an encoder knows of the L = rows × columns patches of B images, row by row."""
+    """Code of an encoder for the L = rows × columns patches of B images, row by row."""
 
     @property
     def points(self) -> Tensor:

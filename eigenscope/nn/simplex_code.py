@@ -12,7 +12,7 @@ _SHORTEST = 1e-4
 
 
 class SimplexCode(NamedTuple):
-    """What SimplexVAE knows of the L = rows × columns patches of B images, row by row; float32.
+    """Code of SimplexVAE for the L = rows × columns patches of B images, row by row; float32.
 
     Attributes:
         log_scale: log s, (B, L), the magnitude, carried beside the latent.

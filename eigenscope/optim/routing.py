@@ -15,7 +15,7 @@ MATRIX = "matrix"
 
 
 class Route(NamedTuple):
-    """A parameter's way.
+    """The optimizer that a parameter is assigned to, and the reason.
 
     Attributes:
         name: the parameter's.

@@ -10,7 +10,7 @@ _LEAST = 10  # of them before a jump can be told
 
 
 class SpikeDetector:
-    """Tells the first step of a jump of the gradient norm above a multiple of its running median.
+    """Detects the first step at which the gradient norm exceeds a multiple of its running median.
 
     The median is that of the last 50 finite norms before the step, of which there must be at least ten.
 

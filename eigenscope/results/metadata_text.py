@@ -10,7 +10,7 @@ DIFFERS = "⚠"
 
 
 def card_text(card: Mapping[str, Any]) -> str:
-    """The sections of a card but for the configuration and the routing, which are long; settings that differ first.
+    """Run metadata as Markdown, without configuration and routing, which are long; settings that differ first.
 
     Args:
         card: as :class:`eigenscope.callbacks.RunMetadataCallback` writes it.

@@ -25,9 +25,9 @@ class MonitoredMetric:
     def __post_init__(self) -> None:
         """Checks the arguments."""
         if not self.name.startswith("val/"):
-            raise ValueError(f"score.name must begin with 'val/', got {self.name!r}")
+            raise ValueError(f"monitor.name must begin with 'val/', got {self.name!r}")
         if self.mode not in ("max", "min"):
-            raise ValueError(f"score.mode must be 'max' or 'min', got {self.mode!r}")
+            raise ValueError(f"monitor.mode must be 'max' or 'min', got {self.mode!r}")
 
     @property
     def train_name(self) -> str:
@@ -68,7 +68,7 @@ class EpochResult:
 
 @dataclass(frozen=True)
 class RunResult:
-    """One run.
+    """Result of one run.
 
     Args:
         name: of the experiment.
@@ -138,7 +138,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class StoppedRun:
-    """A run that was ended by a number that is not finite: after how many steps, and what was found."""
+    """A run that was stopped by a NaN or Inf: after how many steps, and what was found."""
 
     step: int
     reason: str

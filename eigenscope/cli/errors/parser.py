@@ -16,7 +16,7 @@ class UsageError(Exception):
 
 
 class ExplainingParser(ArgumentParser):
-    """A parser whose refusals are :class:`UsageError` instead of a usage and an exit.
+    """Argument parser that raises :class:`UsageError` with one sentence instead of printing a usage and exiting.
 
     Attributes:
         packages: names of packages whose re-exports are the classes that a configuration names.

@@ -94,7 +94,7 @@ _COUNTS_OR_SHARES = (
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """One value that two configurations have otherwise.
+    """One value that differs between two configurations.
 
     Attributes:
         path: dotted, such as ``model.init_args.net.init_args.width``; a callback goes by the name of its class.
@@ -124,7 +124,7 @@ def contradictions(saved: Config, now: Config, sections: Mapping[str, type] | No
 
 
 def differences(saved: Any, now: Any, path: str = "", sections: Mapping[str, type] | None = None) -> list[Difference]:
-    """Every value that two resolved configurations have otherwise.
+    """Every value that differs between two resolved configurations.
 
     A value that one of them lacks counts as what it would be by default: None, or the default of the argument of the
     class that both name. Where they name different classes, of the arguments only those are compared that both state.
