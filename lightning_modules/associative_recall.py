@@ -19,7 +19,7 @@ _STAGES = ("train", "val", "test")
 
 
 class AssociativeRecallModule(LightningModule):
-    """Associative recall: cross-entropy of answers in tokens (B, T) int64; labels (B, T) are −100 where nothing is asked.
+    """Associative recall: cross-entropy of answers in tokens (B, T) int64; labels (B, T) are −100 where none is due.
 
     Only tokens with a label count. Logs ``{train,val,test}/{loss,recall}`` once an epoch, over all ranks (loss in nats
     an answer, recall as the fraction of answers that are right; training metrics are taken while the weights move),
