@@ -171,7 +171,7 @@ def test_rekls_and_a_precision_that_is_replaced(monkeypatch, texts, settings):
     assert routing["AdamW"]["head.4.weight"] == "excluded by head.*"
     assert record.result.optimizer == "REKLS+AdamW"
     assert record.card["configuration"]["trainer"]["precision"] == "bf16-mixed"
-    marks = [line for line in texts(FOLDER)["card"].splitlines() if "⚠" in line]
+    marks = [line for line in texts(FOLDER)["metadata"].splitlines() if "⚠" in line]
     assert [line.split("|")[1].strip() for line in marks] == ["precision", "fp32_matmul_prec of REKLS"]
 
 
