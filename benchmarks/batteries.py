@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from eigenscope.nn import PatchSVAE
-from eigenscope.nn.battery_array import BatteryArray
+from eigenscope.nn.batteries.battery_array import BatteryArray
 from eigenscope.noise import draw_noise
 from eigenscope.text import text_table
 

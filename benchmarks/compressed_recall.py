@@ -8,7 +8,7 @@ from torch import Tensor
 
 from eigenscope.kv import Codec, KVCodec, nbytes, relative_error
 from eigenscope.nn import CausalTransformer, observe
-from eigenscope.nn.causal_transformer import rotate
+from eigenscope.nn.transformers.causal_transformer import rotate
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from timing import machine
 from torch import Tensor, nn
 
 from eigenscope.nn import ImplantedVAE, LinearReadoutAutoencoder, PatchSVAE, SimplexVAE
-from eigenscope.nn.companding import compand
-from eigenscope.nn.patches import unfold_patches
-from eigenscope.nn.reconstruction_errors import reconstruction_errors
-from eigenscope.nn.variational import free_bits, kl_weight
+from eigenscope.nn.autoencoders.companding import compand
+from eigenscope.nn.autoencoders.patches import unfold_patches
+from eigenscope.nn.autoencoders.reconstruction_errors import reconstruction_errors
+from eigenscope.nn.autoencoders.variational import free_bits, kl_weight
 from eigenscope.noise import NOISE_TYPES, draw_noise
 from eigenscope.text import text_table
 

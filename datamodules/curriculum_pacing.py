@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from eigenscope.adapters.lightning_names import callbacks_of
 from eigenscope.charts import Chart, present
 from eigenscope.noise import Curriculum
 from eigenscope.protocols import KeepsBest
@@ -95,7 +96,7 @@ def _worst(mode: str) -> float:
 
 def _restart_best(trainer: Trainer) -> None:
     """Makes everything that keeps a best score forget it."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in callbacks_of(trainer):
         if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
             callback.best_k_models = {}
             callback.kth_best_model_path = callback.best_model_path = ""

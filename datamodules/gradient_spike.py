@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from eigenscope.data.fingerprint import fingerprint
+from eigenscope.datamodules.loaders import fingerprint
 
 
 class SpikedGradients:

@@ -7,8 +7,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from eigenscope.data import AugmentationKind, ImageDataset, LabelledImages, augmentation, stratified_split
-from eigenscope.data.fingerprint import fingerprint
-from eigenscope.datamodules.loaders import Batch, check_loading, make_loader, run_seed
+from eigenscope.datamodules.loaders import Batch, check_loading, fingerprint, make_loader, run_seed
 
 Protocol = Literal["holdout", "test"]
 

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from eigenscope import renamed
 from eigenscope.files import replace_atomically
 
-#: Under what a checkpoint keeps the configuration of its run, the fingerprint of its data, and when it was saved.
-CONFIGURATION, DATA, SAVED_AT = "configuration", "data", "saved_at"
+#: Under what a checkpoint keeps the configuration of its run, the fingerprint of its data, when it was saved, and the
+#: names of the classes of callbacks that affect its training.
+CONFIGURATION, DATA, SAVED_AT, AFFECTING = "configuration", "data", "saved_at", "affecting_callbacks"
 
 
 def previous_checkpoint(path: Path) -> Path:
@@ -104,7 +106,7 @@ def _read(path: Path, map_location: str | torch.device | None) -> dict[str, Any]
         raise _DamagedError(f"is damaged or cut short ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"checkpoint {path} must hold a dictionary, got {type(content).__name__}")
-    return content
+    return renamed.checkpoint(content)
 
 
 def _damage(path: Path) -> str | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from torch import Tensor, nn
+from torch import Tensor
 
 if TYPE_CHECKING:
     from eigenscope.charts import Chart
-    from eigenscope.nn.battery_array import BatteryArray
+    from eigenscope.nn.batteries.battery_array import BatteryArray
 
 PointSets = Mapping[str, Tensor]
 """Name to points on a sphere, (..., V, D): V unit vectors of R^D, over any leading shape of matrices."""
@@ -29,15 +29,6 @@ class HasPointSets(Protocol):
 
     point_set_shapes: Mapping[str, tuple[int, int]]
     loss_transforms: list[LossTransform]
-
-
-@runtime_checkable
-class AimsAtCV(Protocol):
-    """A callback that holds the CV of point sets to targets."""
-
-    @property
-    def targets(self) -> Mapping[str, float]:
-        """Point set to target CV."""
 
 
 @runtime_checkable
@@ -100,17 +91,6 @@ class HasBatteries(Protocol):
     @property
     def steps(self) -> Tensor:
         """Optimizer steps that each has had images for, (K,) int64."""
-
-
-@runtime_checkable
-class Implanted(Protocol):
-    """A network with implants: weights that were pretrained elsewhere and copied in."""
-
-    def implant_parameters(self) -> Iterable[nn.Parameter]:
-        """These weights."""
-
-    def set_implants_trainable(self, trainable: bool) -> None:
-        """Whether they require gradient."""
 
 
 @runtime_checkable

@@ -5,16 +5,12 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from eigenscope.charts import Chart, present, train_and_val
-from eigenscope.lightning_modules.epoch_figures import log_epoch_metric
-from eigenscope.lightning_modules.hyperparameters import save_given_hyperparameters
+from eigenscope.lightning_modules.base import EvaluatedModule, Stage
 from eigenscope.lightning_modules.metrics import CrossErrors, MeanLoss
-from eigenscope.lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
 from eigenscope.nn import BatteryArray, cross_evaluate
 from eigenscope.noise import NOISE_TYPES, battery_mixtures, noise_ids, pick_from_mixtures, stream_key
 from eigenscope.noise.mixtures import MixtureKind
@@ -25,7 +21,7 @@ _KINDS: tuple[MixtureKind, ...] = ("singles", "pairs", "quads", "all")
 Batch = tuple[Tensor, Tensor]
 
 
-class BatteryModule(LightningModule):
+class BatteryModule(EvaluatedModule):
     """Trains the batteries of an array, each on images of its own noise types, on batches of images and their types.
 
     In every step each battery takes ``images_per_battery`` images of its mixture from the batch that all share, drawn
@@ -47,19 +43,18 @@ class BatteryModule(LightningModule):
 
     Args:
         net: the batteries.
-        optimizer: makes the optimizer from the network's named trainable parameters.
-        lr_scheduler: makes the schedule from the optimizer; None keeps the rate.
-        lr_interval: what the schedule counts, ``epoch`` or ``step``.
         mixtures: kinds of mixtures, in turn, see :func:`eigenscope.noise.battery_mixtures`.
         types: of noise that are mixed, or ``all``.
         images_per_battery: in a step, over all ranks, at most the images of the batch.
         mixture_seed: of the mixtures, which do not depend on the seed of the run.
+        *optimization, **more: ``optimizer``, ``lr_scheduler`` and ``lr_interval``, see BaseModule.
 
     Raises:
         ValueError: an argument is out of range; or, in setup, the labels of the data are not the noise types, types
             are mixed that the data have not, or the trainer clips the norm of the gradient, which all batteries share.
     """
 
+    net: BatteryArray
     _steps: Tensor
     _members: Tensor
     _fed: Tensor
@@ -67,27 +62,20 @@ class BatteryModule(LightningModule):
     def __init__(
         self,
         net: BatteryArray,
-        optimizer: OptimizerCallable,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        lr_interval: LRInterval = "epoch",
+        *optimization: Any,
         mixtures: Sequence[MixtureKind] = _KINDS,
         types: Sequence[str] | Literal["all"] = "all",
         images_per_battery: int = 1,
         mixture_seed: int = 0,
+        **more: Any,
     ) -> None:
-        super().__init__()
-        check_interval(lr_interval)
+        super().__init__(net, *optimization, **more)
         if images_per_battery < 1:
             raise ValueError(f"images_per_battery must be at least 1, got {images_per_battery}")
         if isinstance(types, str) and types != "all":
             raise ValueError(f"types must be 'all' or a list of names, got {types!r}")
         ids = noise_ids(NOISE_TYPES if types == "all" else types)
         chosen = battery_mixtures(net.num_batteries, mixtures, mixture_seed, ids)
-        save_given_hyperparameters(self)
-        self.net = net
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.lr_interval = lr_interval
         self.images_per_battery = images_per_battery
         self.mixtures = tuple(tuple(NOISE_TYPES[kind] for kind in mixture) for mixture in chosen)
         self.label_names = NOISE_TYPES
@@ -137,10 +125,6 @@ class BatteryModule(LightningModule):
                 "the norm is over all batteries, which it would couple"
             )
 
-    def configure_optimizers(self) -> Any:
-        """The injected optimizer over named trainable parameters, and its schedule."""
-        return optimizer_and_schedule(self, self.net, self.optimizer, self.lr_scheduler, self.lr_interval)
-
     def forward(self, images: Tensor) -> Tensor:
         """Every battery's reconstructions (K, B, 3, H, W) of images (B, 3, H, W)."""
         reconstructions: Tensor = self.net(images)[0]
@@ -159,9 +143,8 @@ class BatteryModule(LightningModule):
         fed, here = taken > 0, fitting.any(1)
         self._fed |= fed
         for name in self.train_means:
-            metric = cast(MeanLoss, self.train_means[name])
-            metric.update(losses.sum() / fed.sum().clamp(min=1), int(fed.sum()))
-            log_epoch_metric(self, f"train/{name}", metric)
+            mean = losses.sum() / fed.sum().clamp(min=1)
+            self.log_mean(f"train/{name}", self.train_means[name], mean, int(fed.sum()))
         loss: Tensor = losses.sum()
         if self.loss_transforms:
             count = fed.sum().clamp(min=1)
@@ -176,18 +159,6 @@ class BatteryModule(LightningModule):
         """Counts the step for those that had images."""
         self._steps += self._fed
         self._fed.zero_()
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Updates every battery's error on every type."""
-        self._evaluate("val", batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Updates every battery's error on every type."""
-        self._evaluate("test", batch)
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Every battery's reconstructions (K, B, 3, H, W)."""
-        return self.forward(batch[0])
 
     def on_validation_epoch_end(self) -> None:
         """Logs the metrics and keeps the matrix."""
@@ -253,7 +224,8 @@ class BatteryModule(LightningModule):
             fitting, places = fitting[:, :most].bool(), places.gather(1, order[:, :most]) // ranks
         return places, fitting, taken
 
-    def _evaluate(self, stage: str, batch: Batch) -> None:
+    def evaluate(self, stage: Stage, batch: Batch) -> None:
+        """Updates every battery's error on every type."""
         errors = cross_evaluate(self.net, *batch, len(NOISE_TYPES))
         cast(CrossErrors, self.cross_errors[stage]).update(errors, batch[1])
 

@@ -3,17 +3,15 @@
 from collections.abc import Collection
 from typing import Any
 
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from eigenscope.charts import Chart, present
-from eigenscope.lightning_modules.hyperparameters import save_given_hyperparameters
-from eigenscope.lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
+from eigenscope.lightning_modules.base import BaseModule, LRInterval
 
 
-class GradientReplayModule(LightningModule):
+class GradientReplayModule(BaseModule):
     """Gradient replay: the loss ⟨p, g⟩ of a network that is one matrix p has the data g as gradient, bit for bit.
 
     A batch (B, rows, columns) is B gradients, whose mean is g; with B = 1 g is the datum itself. What an optimizer
@@ -25,7 +23,7 @@ class GradientReplayModule(LightningModule):
 
     Args:
         net: the network; it must have exactly one parameter.
-        optimizer: makes the optimizer from the network's named trainable parameters.
+        optimizer: makes the optimizer from the named parameter.
         lr_scheduler: makes the schedule from the optimizer; None keeps the rate.
         lr_interval: what the schedule counts, ``epoch`` or ``step``.
 
@@ -41,19 +39,13 @@ class GradientReplayModule(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: LRInterval = "step",
     ) -> None:
-        super().__init__()
+        super().__init__(net, optimizer, lr_scheduler, lr_interval)
         names = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
         if len(names) != 1 or len(list(net.parameters())) != 1:
             raise ValueError(
                 f"net must have exactly one parameter, and that trainable: {type(net).__name__} has "
                 f"{len(list(net.parameters()))}, of which trainable {names}"
             )
-        check_interval(lr_interval)
-        save_given_hyperparameters(self)
-        self.net = net
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.lr_interval = lr_interval
         self._before: tuple[Tensor, float] | None = None  # the weight and the learning rate of the step under way
 
     @property
@@ -66,10 +58,6 @@ class GradientReplayModule(LightningModule):
         shape = getattr(getattr(self.trainer, "datamodule", None), "gradient_shape", None)
         if shape is not None:
             self._check_shape(tuple(shape))
-
-    def configure_optimizers(self) -> Any:
-        """The injected optimizer over the named parameter, and its schedule."""
-        return optimizer_and_schedule(self, self.net, self.optimizer, self.lr_scheduler, self.lr_interval)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """⟨p, g⟩, g the mean of the gradients of the batch."""

@@ -4,23 +4,19 @@ from collections.abc import Collection
 from typing import Any, cast
 
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from eigenscope.charts import Chart, present, train_and_val
-from eigenscope.lightning_modules.epoch_figures import log_epoch_metric
-from eigenscope.lightning_modules.hyperparameters import save_given_hyperparameters
+from eigenscope.lightning_modules.base import EvaluatedModule, Stage
 from eigenscope.lightning_modules.metrics import MeanLoss
-from eigenscope.lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
 
 _STAGES = ("train", "val", "test")
 
 
-class ImageClassificationModule(LightningModule):
+class ImageClassificationModule(EvaluatedModule):
     """Cross-entropy training of a network that maps images (B, C, H, W) to logits (B, num_classes).
 
     Logs ``{train,val,test}/{loss,acc,acc5}`` once an epoch, over all ranks (loss in nats, accuracies as fractions;
@@ -30,26 +26,18 @@ class ImageClassificationModule(LightningModule):
 
     Args:
         net: the network; it must have the attribute ``num_classes``.
-        optimizer: makes the optimizer from the network's named trainable parameters.
-        lr_scheduler: makes the schedule from the optimizer; None keeps the rate.
-        lr_interval: what the schedule counts, ``epoch`` or ``step``.
         label_smoothing: of the training loss, in [0, 1); validation and test losses have none.
         compile_net: compile the network in place before the first step; keys of checkpoints stay the same.
+        *optimization, **more: ``optimizer``, ``lr_scheduler`` and ``lr_interval``, see BaseModule.
 
     Raises:
         ValueError: ``net`` has no ``num_classes``, or an argument is out of range.
     """
 
     def __init__(
-        self,
-        net: nn.Module,
-        optimizer: OptimizerCallable,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        lr_interval: LRInterval = "epoch",
-        label_smoothing: float = 0.0,
-        compile_net: bool = False,
+        self, net: nn.Module, *optimization: Any, label_smoothing: float = 0.0, compile_net: bool = False, **more: Any
     ) -> None:
-        super().__init__()
+        super().__init__(net, *optimization, **more)
         num_classes = getattr(net, "num_classes", None)
         if not isinstance(num_classes, int):
             raise ValueError(
@@ -57,12 +45,6 @@ class ImageClassificationModule(LightningModule):
             )
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
-        check_interval(lr_interval)
-        save_given_hyperparameters(self)
-        self.net = net
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.lr_interval = lr_interval
         self.label_smoothing = label_smoothing
         self.compile_net = compile_net
         # the keys end in "_" because a ModuleDict takes no key that a Module has as an attribute, as in "train"
@@ -74,28 +56,10 @@ class ImageClassificationModule(LightningModule):
         if self.compile_net and self.net._compiled_call_impl is None:
             self.net.compile()
 
-    def configure_optimizers(self) -> Any:
-        """The injected optimizer over named trainable parameters, and its schedule."""
-        return optimizer_and_schedule(self, self.net, self.optimizer, self.lr_scheduler, self.lr_interval)
-
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes)."""
         logits: Tensor = self.net(images)
         return logits
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The smoothed loss of a batch."""
-        loss = self._step("train", batch, self.label_smoothing)
-        self.log("train/loss_step", loss.detach(), prog_bar=True)
-        return loss
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Updates the validation metrics."""
-        self._step("val", batch)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Updates the test metrics."""
-        self._step("test", batch)
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Class probabilities (B, num_classes) float32."""
@@ -117,16 +81,15 @@ class ImageClassificationModule(LightningModule):
     def _accuracies(self, stage: str) -> MetricCollection:
         return cast(MetricCollection, self.accuracies[f"{stage}_"])
 
-    def _step(self, stage: str, batch: tuple[Tensor, Tensor], label_smoothing: float = 0.0) -> Tensor:
+    def evaluate(self, stage: Stage, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Updates the metrics of a stage with a batch, and returns its loss, smoothed in training."""
         images, labels = batch
         logits = self(images).float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        mean_loss = cast(MeanLoss, self.losses[f"{stage}_"])
-        mean_loss.update(loss, len(labels))
-        log_epoch_metric(self, f"{stage}/loss", mean_loss)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing if stage == "train" else 0.0)
+        self.log_loss(stage, self.losses[f"{stage}_"], loss, len(labels))
         for name, metric in self._accuracies(stage).items():
             metric.update(logits.detach(), labels)
-            log_epoch_metric(self, f"{stage}/{name}", metric)
+            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True)
         return loss
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from eigenscope.charts import Chart, present
-from eigenscope.geometry import EffectiveRank, VolumeCV, expected_cv, has_cv, random_unit_points, spread_matrices
+from eigenscope.geometry import expected_cv, has_cv, random_unit_points, spread_matrices
+from eigenscope.geometry.metrics import EffectiveRank, VolumeCV
 from eigenscope.lightning_modules.metrics import MeanLoss
 from eigenscope.linalg import gram_svd
 from eigenscope.protocols import PointSets

@@ -4,25 +4,21 @@ from collections.abc import Collection, Iterator
 from typing import Any, cast, get_args
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from eigenscope.charts import Chart, present, train_and_val
-from eigenscope.lightning_modules.epoch_figures import log_epoch_metric
-from eigenscope.lightning_modules.hyperparameters import save_given_hyperparameters
+from eigenscope.lightning_modules.base import EvaluatedModule, Stage
 from eigenscope.lightning_modules.metrics import GroupedMean, MeanLoss
-from eigenscope.lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
 from eigenscope.lightning_modules.point_set_geometry import LatentGeometry
-from eigenscope.nn.patch_autoencoder import PatchAutoencoder
-from eigenscope.nn.reconstruction_errors import ReconstructionLoss, reconstruction_errors
+from eigenscope.nn.autoencoders.patch_autoencoder import PatchAutoencoder
+from eigenscope.nn.autoencoders.reconstruction_errors import ReconstructionLoss, reconstruction_errors
 from eigenscope.protocols import LossTransform, PointSets
 
 _STAGES = ("train", "val", "test")
 
 
-class SpectralAutoencoderModule(LightningModule):
+class SpectralAutoencoderModule(EvaluatedModule):
     """Reconstruction training of an autoencoder of patches, such as PatchSVAE, on batches of images and labels.
 
     Logs once an epoch ``{train,val,test}/loss``, the reconstruction loss, and ``/mse``, both as means over samples of
@@ -37,40 +33,33 @@ class SpectralAutoencoderModule(LightningModule):
 
     Args:
         net: the network.
-        optimizer: makes the optimizer from the network's named trainable parameters.
-        lr_scheduler: makes the schedule from the optimizer; None keeps the rate.
-        lr_interval: what the schedule counts, ``epoch`` or ``step``.
         loss: ``mse``, ``huber`` or ``log_cosh``, see
-            :func:`eigenscope.nn.reconstruction_errors.reconstruction_errors`.
+            :func:`eigenscope.nn.autoencoders.reconstruction_errors.reconstruction_errors`.
         cross_attention_clip: largest norm of the gradient of the cross-attention's parameters; None does not clip.
         clip_to_loss: clip the norm of the whole gradient to max(reconstruction loss, 1), as the first round of the
             no-SVD ablation did; at other times Lightning's ``gradient_clip_val`` is what is wanted.
+        *optimization, **more: ``optimizer``, ``lr_scheduler`` and ``lr_interval``, see BaseModule.
 
     Raises:
         ValueError: an argument is out of range.
     """
 
+    net: PatchAutoencoder  # type: ignore[type-arg]
+
     def __init__(
         self,
         net: PatchAutoencoder,  # type: ignore[type-arg]  # jsonargparse would build the base of a parametrised one
-        optimizer: OptimizerCallable,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        lr_interval: LRInterval = "epoch",
+        *optimization: Any,
         loss: ReconstructionLoss = "mse",
         cross_attention_clip: float | None = 0.5,
         clip_to_loss: bool = False,
+        **more: Any,
     ) -> None:
-        super().__init__()
-        check_interval(lr_interval)
+        super().__init__(net, *optimization, **more)
         if loss not in get_args(ReconstructionLoss):
             raise ValueError(f"loss must be one of {', '.join(get_args(ReconstructionLoss))}, got {loss!r}")
         if cross_attention_clip is not None and cross_attention_clip <= 0:
             raise ValueError(f"cross_attention_clip must be above 0, got {cross_attention_clip}")
-        save_given_hyperparameters(self)
-        self.net = net
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.lr_interval = lr_interval
         self.loss = loss
         self.cross_attention_clip = cross_attention_clip
         self.clip_to_loss = clip_to_loss
@@ -88,10 +77,6 @@ class SpectralAutoencoderModule(LightningModule):
         groups = len(self.label_names)
         figures = [f"{stage}_{name}" for stage in ("val", "test") for name in ("mse", "power")]
         self.by_label = nn.ModuleDict({name: GroupedMean(groups) for name in (*figures, "val_decoded_norm") if groups})
-
-    def configure_optimizers(self) -> Any:
-        """The injected optimizer over named trainable parameters, and its schedule."""
-        return optimizer_and_schedule(self, self.net, self.optimizer, self.lr_scheduler, self.lr_interval)
 
     def forward(self, images: Tensor) -> Tensor:
         """Reconstructions of images (B, 3, H, W), same shape."""
@@ -111,33 +96,21 @@ class SpectralAutoencoderModule(LightningModule):
             self.geometry.note_untrained(code.point_sets)
         loss = self._record("train", images, reconstructions)
         self._latest_loss = loss.detach()
-        self.log("train/loss_step", loss.detach(), prog_bar=True)
         for discipline in self.loss_transforms:
             loss = discipline(loss, code.point_sets)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Updates the validation metrics."""
+    def evaluate(self, stage: Stage, batch: tuple[Tensor, Tensor]) -> None:
+        """Updates the metrics of a stage with a batch; those of the latent in validation only."""
         images, labels = batch
         reconstructions, code = self.net(images)
-        self._record("val", images, reconstructions, labels)
-        if self.label_names:
-            norms = code.decoded_points.flatten(-2).norm(dim=-1).mean(-1)
-            cast(GroupedMean, self.by_label["val_decoded_norm"]).update(norms, labels)
-        shift = cast(MeanLoss, self.means["val/spectral_shift"])
-        shift.update(code.shift.mean(), len(images))
-        log_epoch_metric(self, "val/spectral_shift", shift)
-        self.geometry.update_point_sets(code.point_sets)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Updates the test metrics."""
-        images, labels = batch
-        self._record("test", images, self(images), labels)
-
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Reconstructions (B, 3, H, W)."""
-        reconstructions: Tensor = self(batch[0])
-        return reconstructions
+        self._record(stage, images, reconstructions, labels)
+        if stage == "val":
+            if self.label_names:
+                norms = code.decoded_points.flatten(-2).norm(dim=-1).mean(-1)
+                cast(GroupedMean, self.by_label["val_decoded_norm"]).update(norms, labels)
+            self.log_mean("val/spectral_shift", self.means["val/spectral_shift"], code.shift.mean(), len(images))
+            self.geometry.update_point_sets(code.point_sets)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the metrics by label and the geometry."""
@@ -185,15 +158,13 @@ class SpectralAutoencoderModule(LightningModule):
         label = int(batch[1][sample])
         return self.label_names[label] if self.label_names else f"label {label}"
 
-    def _record(self, stage: str, images: Tensor, reconstructions: Tensor, labels: Tensor | None = None) -> Tensor:
+    def _record(self, stage: Stage, images: Tensor, reconstructions: Tensor, labels: Tensor | None = None) -> Tensor:
         """Updates the metrics of a batch and returns its loss."""
         squares = reconstruction_errors(reconstructions, images, "mse")
         losses = squares if self.loss == "mse" else reconstruction_errors(reconstructions, images, self.loss)
         loss = losses.mean()
-        for name, value in (("loss", loss), ("mse", squares.mean())):
-            metric = cast(MeanLoss, self.means[f"{stage}/{name}"])
-            metric.update(value, len(images))
-            log_epoch_metric(self, f"{stage}/{name}", metric)
+        self.log_loss(stage, self.means[f"{stage}/loss"], loss, len(images))
+        self.log_mean(f"{stage}/mse", self.means[f"{stage}/mse"], squares.mean(), len(images))
         if labels is not None and self.label_names:
             cast(GroupedMean, self.by_label[f"{stage}_mse"]).update(squares, labels)
             cast(GroupedMean, self.by_label[f"{stage}_power"]).update(images.flatten(1).square().mean(1), labels)

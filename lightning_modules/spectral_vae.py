@@ -5,20 +5,22 @@ from collections.abc import Collection, Iterator
 from typing import Any, Literal, cast, get_args
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from eigenscope.charts import Chart, present, train_and_val
-from eigenscope.lightning_modules.epoch_figures import log_epoch_metric
-from eigenscope.lightning_modules.hyperparameters import save_given_hyperparameters
+from eigenscope.lightning_modules.base import EvaluatedModule, Stage
 from eigenscope.lightning_modules.metrics import FractionVarianceUnexplained, GroupedMean, MeanLoss
-from eigenscope.lightning_modules.optimization import LRInterval, check_interval, optimizer_and_schedule
 from eigenscope.lightning_modules.point_set_geometry import LatentGeometry
 from eigenscope.nn import SimplexCode, SimplexVAE
-from eigenscope.nn.reconstruction_errors import ReconstructionLoss, reconstruction_errors, student_t_errors
-from eigenscope.nn.variational import active_dimensions, free_bits, has_collapsed, kl_weight, reparameterise
+from eigenscope.nn.autoencoders.reconstruction_errors import ReconstructionLoss, reconstruction_errors, student_t_errors
+from eigenscope.nn.autoencoders.variational import (
+    active_dimensions,
+    free_bits,
+    has_collapsed,
+    kl_weight,
+    reparameterise,
+)
 from eigenscope.noise.streams import Streams, stream_key
 from eigenscope.protocols import LossTransform, PointSets
 
@@ -26,7 +28,7 @@ CompandedLoss = Literal["mse", "huber", "log_cosh", "student_t"]
 _TRAINING, _VALIDATION = stream_key(0x7A, 0), stream_key(0x7A, 1)  # z, apart from all else that a seed addresses
 
 
-class SpectralVAEModule(LightningModule):
+class SpectralVAEModule(EvaluatedModule):
     """Training of a :class:`~eigenscope.nn.SimplexVAE`: reconstruction in companded space plus β times the KL term.
 
     The loss is the mean over numbers of the reconstruction error of u = asinh(x / s), plus β times the mean over the
@@ -46,33 +48,31 @@ class SpectralVAEModule(LightningModule):
 
     Args:
         net: the network.
-        optimizer: makes the optimizer from the named trainable parameters.
-        lr_scheduler: makes the schedule from the optimizer; None keeps the rate.
-        lr_interval: what the schedule counts, ``epoch`` or ``step``.
         loss: ``mse``, ``huber``, ``log_cosh``, or ``student_t``, whose scale is learned.
         degrees_of_freedom: of Student's t.
         beta: weight of the KL term after warm-up.
         warmup_steps: over which it rises.
         free_bits: nats a dimension that cost nothing.
+        *optimization, **more: ``optimizer``, ``lr_scheduler`` and ``lr_interval``, see BaseModule.
 
     Raises:
         ValueError: an argument is out of range.
     """
 
+    net: SimplexVAE
+
     def __init__(
         self,
         net: SimplexVAE,
-        optimizer: OptimizerCallable,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        lr_interval: LRInterval = "epoch",
+        *optimization: Any,
         loss: CompandedLoss = "huber",
         degrees_of_freedom: float = 4.0,
         beta: float = 0.01,
         warmup_steps: int = 300,
         free_bits: float = 0.05,
+        **more: Any,
     ) -> None:
-        super().__init__()
-        check_interval(lr_interval)
+        super().__init__(net, *optimization, **more)
         if loss not in get_args(CompandedLoss):
             raise ValueError(f"loss must be one of {', '.join(get_args(CompandedLoss))}, got {loss!r}")
         if not degrees_of_freedom > 0:
@@ -80,11 +80,6 @@ class SpectralVAEModule(LightningModule):
         for name, value in (("beta", beta), ("warmup_steps", warmup_steps), ("free_bits", free_bits)):
             if not value >= 0:
                 raise ValueError(f"{name} must be at least 0, got {value}")
-        save_given_hyperparameters(self)
-        self.net = net
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.lr_interval = lr_interval
         self.loss = loss
         self.degrees_of_freedom = degrees_of_freedom
         self.beta = beta
@@ -102,6 +97,11 @@ class SpectralVAEModule(LightningModule):
         self._seed = 0
         self._validated = 0  # images of this rank, in the validation under way
 
+    @property
+    def trained(self) -> nn.Module:
+        """All of this module: the scale of the loss may be trained too."""
+        return self
+
     def setup(self, stage: str) -> None:
         """Takes the run's seed, and creates the metrics by label."""
         self._seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
@@ -109,10 +109,6 @@ class SpectralVAEModule(LightningModule):
         groups = max(1, len(self.label_names))
         self.unexplained = FractionVarianceUnexplained(groups)
         self.raw = nn.ModuleDict({f"val_raw_{name}": GroupedMean(groups) for name in ("median", "q90")})
-
-    def configure_optimizers(self) -> Any:
-        """The injected optimizer over named trainable parameters, and its schedule."""
-        return optimizer_and_schedule(self, self, self.optimizer, self.lr_scheduler, self.lr_interval)
 
     def forward(self, images: Tensor) -> Tensor:
         """Reconstructions of images (B, 3, H, W), same shape, through μ."""
@@ -131,7 +127,6 @@ class SpectralVAEModule(LightningModule):
         if self.global_step == 0:
             self.geometry.note_untrained(code.point_sets)
         loss = self._record("train", companded, code)
-        self.log("train/loss_step", loss.detach(), prog_bar=True)
         weight = kl_weight(self.global_step, self.beta, self.warmup_steps)
         loss = loss + weight * free_bits(code.kl, self.free_bits, self._mean_over_ranks(code.kl)).mean()
         for discipline in self.loss_transforms:
@@ -142,33 +137,12 @@ class SpectralVAEModule(LightningModule):
         """Counts from the first image again."""
         self._validated = 0
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Updates the validation metrics."""
-        images, labels = batch
-        groups = labels if self.label_names else torch.zeros_like(labels)
-        companded, code = self.net(images, sample=False)
-        self._record("val", companded, code)
-        self.unexplained.update(companded, code.companded, groups)
-        kl = code.kl.mean(1)  # (B, slots · D)
-        dimensions = torch.arange(kl.shape[1], device=kl.device).expand_as(kl)
-        self.kl_by_dimension.update(kl.flatten(), dimensions.flatten())
-        errors = (self.net.to_images(companded, code.log_scale, code.grid) - images).abs().flatten(1)
-        for name, quantile in (("median", 0.5), ("q90", 0.9)):
-            ranked = errors.kthvalue(max(1, round(quantile * errors.shape[1])), dim=1).values
-            cast(GroupedMean, self.raw[f"val_raw_{name}"]).update(ranked, groups)
-        streams = self._streams(_VALIDATION, images, first=self._validated)
-        self._validated += len(images)
-        sampled = code._replace(z=reparameterise(code.mu, code.log_variance, streams))  # z as training sees it
-        self.geometry.update_point_sets(sampled.point_sets)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Updates the test metrics."""
+    def evaluate(self, stage: Stage, batch: tuple[Tensor, Tensor]) -> None:
+        """Updates the metrics of a stage with a batch; those by label and of the latent in validation only."""
         companded, code = self.net(batch[0], sample=False)
-        self._record("test", companded, code)
-
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Reconstructions (B, 3, H, W)."""
-        return self.autoencode(batch[0])[0]
+        self._record(stage, companded, code)
+        if stage == "val":
+            self._evaluate_latent(*batch, companded, code)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the metrics by label, of the latent and of the geometry; says once if the posterior has collapsed."""
@@ -241,13 +215,27 @@ class SpectralVAEModule(LightningModule):
             return student_t_errors(companded, targets, self.log_sigma, self.degrees_of_freedom)
         return reconstruction_errors(companded, targets, cast(ReconstructionLoss, self.loss))
 
-    def _record(self, stage: str, companded: Tensor, code: SimplexCode) -> Tensor:
+    def _evaluate_latent(self, images: Tensor, labels: Tensor, companded: Tensor, code: SimplexCode) -> None:
+        """Updates the metrics by label, of the latent and of the geometry."""
+        groups = labels if self.label_names else torch.zeros_like(labels)
+        self.unexplained.update(companded, code.companded, groups)
+        kl = code.kl.mean(1)  # (B, slots · D)
+        dimensions = torch.arange(kl.shape[1], device=kl.device).expand_as(kl)
+        self.kl_by_dimension.update(kl.flatten(), dimensions.flatten())
+        errors = (self.net.to_images(companded, code.log_scale, code.grid) - images).abs().flatten(1)
+        for name, quantile in (("median", 0.5), ("q90", 0.9)):
+            ranked = errors.kthvalue(max(1, round(quantile * errors.shape[1])), dim=1).values
+            cast(GroupedMean, self.raw[f"val_raw_{name}"]).update(ranked, groups)
+        streams = self._streams(_VALIDATION, images, first=self._validated)
+        self._validated += len(images)
+        sampled = code._replace(z=reparameterise(code.mu, code.log_variance, streams))  # z as training sees it
+        self.geometry.update_point_sets(sampled.point_sets)
+
+    def _record(self, stage: Stage, companded: Tensor, code: SimplexCode) -> Tensor:
         """Updates the metrics of a batch and returns its reconstruction error."""
         loss = self._errors(companded, code.companded).mean()
-        for name, value in (("loss", loss), ("kl", code.kl.sum(-1).mean())):
-            metric = cast(MeanLoss, self.means[f"{stage}/{name}"])
-            metric.update(value, len(companded))
-            log_epoch_metric(self, f"{stage}/{name}", metric)
+        self.log_loss(stage, self.means[f"{stage}/loss"], loss, len(companded))
+        self.log_mean(f"{stage}/kl", self.means[f"{stage}/kl"], code.kl.sum(-1).mean(), len(companded))
         return loss
 
     def _latent_figures(self) -> dict[str, float]:

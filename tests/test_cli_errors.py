@@ -327,8 +327,8 @@ def test_the_last_of_several_places_is_named(tmp_path, capsys, monkeypatch):
         (
             ["fit", "--config", str(CONFIGS / "spike" / "soap_high.yaml"), "--trainer.callbacks+=EigenbasisRotation",
              "--trainer.callbacks.every_n_steps=5"],
-            "trainer.callbacks must not hold EigenbasisRotation twice for the same thing, got two that keep their "
-            "state as EigenbasisRotation[largest 4]: leave one out",
+            "trainer: Found more than one stateful callback of type `EigenbasisRotation`. In the current "
+            "configuration, this callback does not support being saved alongside other instances of the same type.",
         ),
         ([*DEMO, "--trainer.accelerator=gpoo"], "You selected an invalid accelerator name: `accelerator='gpoo'`."),
         (

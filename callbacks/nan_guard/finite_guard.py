@@ -52,6 +52,8 @@ class FiniteGuard(Callback):
         NonFiniteError: something is not finite.
     """
 
+    affects_training = False
+
     def __init__(self, policy: NonFinitePolicy = "stop", max_skipped: int = 10) -> None:
         if policy not in get_args(NonFinitePolicy):
             raise ValueError(f"policy must be 'stop' or 'skip', got {policy!r}")

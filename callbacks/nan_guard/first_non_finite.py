@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # its stub leaves it out
 from torchmetrics import Metric
 
+from eigenscope.adapters.torch_names import any_compiled
 from eigenscope.protocols import Traced
 
 
@@ -103,9 +104,8 @@ def _outputs(pl_module: LightningModule) -> Iterator[list[str]]:
 @contextmanager
 def _once_more(pl_module: LightningModule) -> Iterator[None]:
     """Lets a step be computed again without being logged."""
-    compiled = any(module._compiled_call_impl is not None for module in pl_module.modules())
     # compiled networks may ignore hooks that are registered after compilation
-    eagerly = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    eagerly = torch.compiler.set_stance("force_eager") if any_compiled(pl_module) else nullcontext()
     pl_module.log = lambda *_, **__: None  # type: ignore[method-assign]
     pl_module.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
     try:

@@ -17,6 +17,8 @@ class EpochRecorder(Callback, ABC):
         monitor: the logged metric that epochs are judged by.
     """
 
+    affects_training = False
+
     def __init__(self, monitor: MonitoredMetric = MonitoredMetric()) -> None:  # noqa: B008  a frozen dataclass
         self.monitor = monitor
         self.epochs: list[EpochResult] = []

@@ -68,6 +68,8 @@ class ParameterRouting(Callback):
     An optimizer without ``routes``, such as AdamW alone, has no table: nothing is printed then.
     """
 
+    affects_training = False
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints and logs the table."""
         for optimizer in trainer.optimizers:

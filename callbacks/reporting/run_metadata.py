@@ -47,10 +47,15 @@ class RunMetadataCallback(Callback):
     Attributes:
         configuration: of ``fit`` as it was asked for, plain values. The command line sets it; from Python, where it is
             None, the hyperparameters that module and data module have saved take its place.
+        allowed: what this start was allowed to have otherwise than its checkpoint: dotted key to old and new value. The
+            command line sets it; the record leaves it out if it is empty.
     """
+
+    affects_training = False
 
     def __init__(self) -> None:
         self.configuration: dict[str, Any] | None = None
+        self.allowed: dict[str, Any] = {}
         self._folder: Path | None = None
         self._starts: list[dict[str, Any]] = []
         self._clock = RunClock()
@@ -158,6 +163,7 @@ class RunMetadataCallback(Callback):
                 "step": trainer.global_step,
                 "commit": code["commit"],
                 "command": shlex.join(sys.orig_argv),
+                **({"allowed": self.allowed} if self.allowed else {}),
             },
             "settings": [asdict(row) for row in self._settings(trainer, pl_module)],
             "parameters": {"total": asdict(count(pl_module)), "parts": parts},

@@ -49,6 +49,8 @@ class ResumeCheckpoint(Checkpoint):
         TrainingInterrupted: a signal came.
     """
 
+    affects_training = False
+
     def __init__(self, every_n_steps: int | None = None) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"every_n_steps must be at least 1 or None, got {every_n_steps}")

@@ -30,6 +30,8 @@ class BatteryContainer(Callback):
         ValueError: in setup, the module is not :class:`~eigenscope.protocols.HasBatteries`.
     """
 
+    affects_training = False
+
     def __init__(self, path: str | None = None) -> None:
         self.path = None if path is None else Path(path)
 

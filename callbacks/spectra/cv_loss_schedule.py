@@ -14,6 +14,10 @@ from eigenscope.geometry import CVPolicy, cv_loss, has_cv, proximity, volume_cv
 from eigenscope.noise import stream_key
 from eigenscope.protocols import HasPointSets, LossTransform, PointSets
 
+_MEASURE_SIMPLICES = 200  # of each measured matrix
+_LOSS_SIMPLICES = 64  # of each matrix that the loss sees
+_EMA_DECAY = 0.9  # weight of the past in the moving average of the measured CV
+
 
 @dataclass
 class _PointSet:
@@ -46,53 +50,42 @@ class CVLossSchedule(Callback):
     Args:
         point_sets: point set to its policy.
         measure_every: batches of an epoch between measurements, the first of which is at its start.
-        measure_matrices: matrices measured, or all there are.
-        measure_simplices: simplices of each of them.
-        loss_matrices: matrices of a step that the loss sees, or all there are.
-        loss_simplices: simplices of each of them.
-        ema_decay: weight of the past in the moving average of the measured CV.
+        measure_matrices: matrices measured, or all there are, by 200 simplices each.
+        loss_matrices: matrices of a step that the loss sees, or all there are, by 64 simplices each.
 
     Raises:
         ValueError: a number is out of range; or, when training starts, the module has no point sets or not this one, a
             point set has fewer than five points or four dimensions.
     """
 
+    affects_training = True
+
     def __init__(
         self,
         point_sets: dict[str, CVPolicy],
         measure_every: int = 50,
         measure_matrices: int = 16,
-        measure_simplices: int = 200,
         loss_matrices: int = 64,
-        loss_simplices: int = 64,
-        ema_decay: float = 0.9,
     ) -> None:
         for name, value, least in (
             ("measure_every", measure_every, 1),
             ("measure_matrices", measure_matrices, 1),
-            ("measure_simplices", measure_simplices, 2),
             ("loss_matrices", loss_matrices, 1),
-            ("loss_simplices", loss_simplices, 2),
         ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
-        if not 0 <= ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}")
         if not point_sets:
             raise ValueError("point_sets must name at least one point set")
         self.policies = point_sets
         self.measure_every = measure_every
         self.measure_matrices = measure_matrices
-        self.measure_simplices = measure_simplices
         self.loss_matrices = loss_matrices
-        self.loss_simplices = loss_simplices
-        self.ema_decay = ema_decay
         self._seed: int | None = None
         self._point_sets: dict[str, _PointSet] = {}
         self._restored: dict[str, dict[str, float | None]] = {}
         self._logged: set[str] = set()
         self._place = (0, 0)  # epoch and batch
-        self._discipline: LossTransform | None = None
+        self._loss_transform: LossTransform | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks the point sets against the module before anything is trained."""
@@ -118,8 +111,8 @@ class CVLossSchedule(Callback):
             if name in self._point_sets:
                 self._point_sets[name].cv, self._point_sets[name].ema = values["cv"], values["ema"]
         self._restored = {}
-        self._discipline = partial(self._apply, trainer)
-        cast(HasPointSets, pl_module).loss_transforms.append(self._discipline)
+        self._loss_transform = partial(self._apply, trainer)
+        cast(HasPointSets, pl_module).loss_transforms.append(self._loss_transform)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Removes the CV loss term."""
@@ -130,9 +123,9 @@ class CVLossSchedule(Callback):
         self._leave(pl_module)
 
     def _leave(self, pl_module: LightningModule) -> None:
-        if self._discipline is not None:
-            cast(HasPointSets, pl_module).loss_transforms.remove(self._discipline)
-            self._discipline = None
+        if self._loss_transform is not None:
+            cast(HasPointSets, pl_module).loss_transforms.remove(self._loss_transform)
+            self._loss_transform = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Stores the epoch and batch, on which the phase of the schedule depends."""
@@ -194,7 +187,7 @@ class CVLossSchedule(Callback):
         self._restored = state_dict["point_sets"]
 
     def _apply(self, trainer: Trainer, loss: Tensor, point_sets: PointSets) -> Tensor:
-        """The loss transform: adds the CV terms of all point sets, and measures when it is due."""
+        """The loss transform: adds the terms of all point sets, and measures when it is time."""
         unregularized = loss
         epoch, batch_idx = self._place
         measures = batch_idx % self.measure_every == 0
@@ -210,7 +203,7 @@ class CVLossSchedule(Callback):
             weight = point_set.policy.weight_at(epoch + batch_idx / max(1, trainer.num_training_batches))
             if weight and points.requires_grad:
                 chosen = _some(points, self.loss_matrices, generator)
-                term = weight * cv_loss(chosen, point_set.target, self.loss_simplices, generator)
+                term = weight * cv_loss(chosen, point_set.target, _LOSS_SIMPLICES, generator)
                 if measures:
                     point_set.figures["gradient_norm"] = _gradient_norm(term, point_sets[name])
                 loss = loss + term
@@ -220,7 +213,7 @@ class CVLossSchedule(Callback):
         return loss
 
     def _measure(self, trainer: Trainer, point_set: _PointSet, points: Tensor, generator: torch.Generator) -> None:
-        estimate = volume_cv(_some(points, self.measure_matrices, generator), self.measure_simplices, generator)
+        estimate = volume_cv(_some(points, self.measure_matrices, generator), _MEASURE_SIMPLICES, generator)
         spread = estimate.cv.isfinite()
         parts = [spread, estimate.cv[spread], estimate.standard_error[spread].square(), torch.ones_like(spread)]
         sums: Any = trainer.strategy.reduce(torch.stack([part.double().sum() for part in parts]), reduce_op="sum")
@@ -230,9 +223,7 @@ class CVLossSchedule(Callback):
             return
         point_set.cv = cvs / count
         point_set.ema = (
-            point_set.cv
-            if point_set.ema is None
-            else self.ema_decay * point_set.ema + (1 - self.ema_decay) * point_set.cv
+            point_set.cv if point_set.ema is None else _EMA_DECAY * point_set.ema + (1 - _EMA_DECAY) * point_set.cv
         )
         error = variances**0.5 / count
         point_set.figures |= {

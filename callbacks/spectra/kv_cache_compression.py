@@ -15,11 +15,12 @@ from eigenscope.callbacks._output import print_beside_bar, tensorboard_loggers
 from eigenscope.callbacks.spectra.kv_report import card, charts, figures, printed
 from eigenscope.charts import Chart, present
 from eigenscope.kv import Codec, KVCodec
-from eigenscope.kv.attention_layers import AttentionLayer, attention_layers
-from eigenscope.kv.capture import Captured, capture, eager_inference, replaced
-from eigenscope.kv.evaluation import KVEvaluation, baseline_codecs, default_codecs, listed
-from eigenscope.kv.metric_sums import KVMetricSums, logit_change
-from eigenscope.kv.sampled_batch import SampledBatch, spread_batches
+from eigenscope.kv.measuring.attention_layers import AttentionLayer, attention_layers
+from eigenscope.kv.measuring.capture import Captured, capture, eager_inference, replaced
+from eigenscope.kv.measuring.evaluation import KVEvaluation, baseline_codecs, default_codecs
+from eigenscope.kv.measuring.metric_sums import KVMetricSums, logit_change
+from eigenscope.kv.measuring.sampled_batch import SampledBatch, spread_batches
+from eigenscope.text import abbreviate_names
 
 
 class KVCacheCompression(Callback):
@@ -54,10 +55,10 @@ class KVCacheCompression(Callback):
 
     Args:
         codecs: name to a codec for keys and values alike, or to a
-            :class:`~eigenscope.kv.KVCodec`; None: :func:`~eigenscope.kv.evaluation.default_codecs`, without those that
-            the calibration tokens are too few for, with a warning.
+            :class:`~eigenscope.kv.KVCodec`; None: :func:`~eigenscope.kv.measuring.evaluation.default_codecs`, without
+            those that the calibration tokens are too few for, with a warning.
         layers: shell patterns over the names of attention layers (see
-            :func:`~eigenscope.kv.attention_layers.attention_layers`); None: all.
+            :func:`~eigenscope.kv.measuring.attention_layers.attention_layers`); None: all.
         batches: of the first validation loader, evenly spread over it; the first calibrates.
         samples: of each of these batches, evenly spread over it; None: all.
         every_n_epochs: measures in the first validation after every so many epochs begin, and in the last one that
@@ -70,6 +71,8 @@ class KVCacheCompression(Callback):
             or the sanity check before it, one of ``codecs`` refuses the keys and values that it gets, such as for a
             rank above the head width.
     """
+
+    affects_training = False
 
     def __init__(
         self,
@@ -96,7 +99,7 @@ class KVCacheCompression(Callback):
         self.every_n_epochs = every_n_epochs
         self._layers: list[AttentionLayer] = []
         self._names: list[str] = []  # of the codecs, in an order that all ranks share
-        self._trial: KVEvaluation | None = None  # of this validation, once calibrated
+        self._evaluation: KVEvaluation | None = None  # of this validation, once calibrated
         self._latest: KVMetricSums | None = None
         self._step = 0  # at which the latest was measured
         self._previous = (0, 0)  # epoch and step of the validation before, or at which the fit began
@@ -114,7 +117,7 @@ class KVCacheCompression(Callback):
             )
         self._layers = attention_layers(pl_module, *(self.layers or ()))
         self._names = [*baseline_codecs(), *(default_codecs(1, 1) if self.codecs is None else self.codecs)]
-        self._trial = self._latest = None
+        self._evaluation = self._latest = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts counting at the fit's first step, which is later if it is resumed."""
@@ -123,7 +126,7 @@ class KVCacheCompression(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Discards the measurements of a validation that was interrupted."""
-        self._trial = None
+        self._evaluation = None
 
     on_test_epoch_start = on_validation_epoch_start
 
@@ -154,19 +157,19 @@ class KVCacheCompression(Callback):
         if trainer.sanity_checking or not self._is_due(trainer):
             return
         names = [layer.name for layer in self._layers]
-        tally = KVMetricSums(self._names, names) if self._trial is None else self._trial.tally
-        self._trial = None
+        sums = KVMetricSums(self._names, names) if self._evaluation is None else self._evaluation.sums
+        self._evaluation = None
         if trainer.world_size > 1:  # every rank comes here, with sums of one shape, whatever it could measure
-            tally.map(lambda x: trainer.strategy.reduce(x.to(pl_module.device), reduce_op="sum").cpu())
-        self._latest, self._step = tally, trainer.global_step
+            sums.map(lambda x: trainer.strategy.reduce(x.to(pl_module.device), reduce_op="sum").cpu())
+        self._latest, self._step = sums, trainer.global_step
         prefix = _prefix(trainer)
         metrics = {
             f"{prefix}/{codec}/{measure}": float(value)
-            for measure, values in tally.overall().items()
-            for codec, value, present in zip(self._names, values, tally.present(measure, values), strict=True)
+            for measure, values in sums.overall().items()
+            for codec, value, present in zip(self._names, values, sums.present(measure, values), strict=True)
             if present
         }
-        for measure, table in tally.by_layer().items():
+        for measure, table in sums.by_layer().items():
             for codec, row in zip(self._names, table.tolist(), strict=True):
                 tags = [f"{prefix}/{codec}/{layer}/{measure}" for layer in names]
                 metrics |= {tag: v for tag, v in zip(tags, row, strict=True) if v == v}  # NaN: it was not measured
@@ -235,23 +238,23 @@ class KVCacheCompression(Callback):
             self._dtype = next(iter(captured.values())).keys.dtype
             tokens, width = (min(seen.keys.shape[dim] for seen in captured.values()) for dim in (-2, -1))
             codecs = baseline_codecs() | (default_codecs(width, tokens) if self.codecs is None else self.codecs)
-            self._trial = KVEvaluation(codecs, [layer.name for layer in self._layers])
-            self._trial.fit(captured)
+            self._evaluation = KVEvaluation(codecs, [layer.name for layer in self._layers])
+            self._evaluation.fit(captured)
             if trainer.sanity_checking:  # nothing is logged, but what a codec refuses is known before training
-                for _ in self._trial.measure(captured):
+                for _ in self._evaluation.measure(captured):
                     pass
             self._check(accepted=trainer.sanity_checking)
-        if self._trial is not None and not trainer.sanity_checking and (alone or not first):
+        if self._evaluation is not None and not trainer.sanity_checking and (alone or not first):
             logits, captured = self._capture(trainer, pl_module, measured)
             labels = measured.labels(logits)
             if labels is None:
                 self._say("KVCacheCompression compares attention alone: there are no logits with labels of their shape")
-            for number, decoded in self._trial.measure(captured):
+            for number, decoded in self._evaluation.measure(captured):
                 if labels is not None and logits is not None:
                     with replaced(self._layers, decoded), trainer.precision_plugin.forward_context():
                         changed = measured(pl_module)
                     assert changed is not None
-                    self._trial.tally.network[number] += logit_change(logits, changed, labels)
+                    self._evaluation.sums.network[number] += logit_change(logits, changed, labels)
             self._check(accepted=True)
 
     def _capture(
@@ -271,12 +274,13 @@ class KVCacheCompression(Callback):
 
     def _check(self, accepted: bool) -> None:
         """Before all codecs have worked once, what a given one refuses is an error; later on nothing ends a run."""
-        assert self._trial is not None
-        for name, (layers, error) in self._trial.failed.items():
+        assert self._evaluation is not None
+        for name, (layers, error) in self._evaluation.failed.items():
+            where = abbreviate_names([*map(repr, layers)])
             if not self._accepted and self.codecs is not None:
-                raise ValueError(f"codecs[{name!r}], on {listed(layers)}: {error}") from error
+                raise ValueError(f"codecs[{name!r}], on {where}: {error}") from error
             which = f"the default codec {name!r}" if self.codecs is None else f"codecs[{name!r}]"
-            self._say(f"KVCacheCompression leaves out {which} where it fails, as on {listed(layers)}: {error}")
+            self._say(f"KVCacheCompression leaves out {which} where it fails, as on {where}: {error}")
         self._accepted |= accepted
 
     def _say(self, warning: str) -> None:

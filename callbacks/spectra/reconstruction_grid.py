@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -11,15 +10,18 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from eigenscope.adapters.lightning_names import callbacks_of
 from eigenscope.callbacks._output import tensorboard_loggers
+from eigenscope.callbacks.spectra.cv_loss_schedule import CVLossSchedule
 from eigenscope.figures import cv_histogram, reconstruction_figure, spectrum_figure
 from eigenscope.geometry import expected_cv, has_cv, random_unit_points, spread_matrices, volume_cv
 from eigenscope.linalg import gram_svd
-from eigenscope.protocols import AimsAtCV, Autoencoding, PointSets
+from eigenscope.protocols import Autoencoding, PointSets
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_LABELS = 16  # of which an image is drawn
 _MATRICES = 512  # measured of each point set, spread over images and patches
 _SIMPLICES = 200  # of each of them
 
@@ -30,8 +32,8 @@ class ReconstructionGrid(Callback):
     Written to every TensorBoard logger at the global step: ``reconstructions``, see
     :func:`~eigenscope.figures.reconstruction_figure`; and for each point set of at least five points in four
     dimensions, such as M, ``spectrum_M`` and ``cv_histogram_M``, of up to 512 matrices of the same images. The images
-    are the first of each label that the validation loaders yield, under DDP to rank zero: the same in every epoch if
-    the loaders repeat themselves. The data module's ``label_names`` name them, if it has any.
+    are the first of each of the first 16 labels that the validation loaders yield, under DDP to rank zero: the same in
+    every epoch if the loaders repeat themselves. The data module's ``label_names`` name them, if it has any.
 
     The untrained baseline is measured in the sanity check of a fit that starts at step 0, on the images that this
     sees (under a curriculum those of its first tier), and goes with the checkpoints. A fit without sanity check has
@@ -39,26 +41,19 @@ class ReconstructionGrid(Callback):
 
     Args:
         every_n_epochs: draws after the validation of every so many epochs; outside a fit, always.
-        per_label: images of each label.
-        max_labels: labels, the first that occur.
 
     Raises:
-        ValueError: a number is below 1; or, in setup, the module is not
+        ValueError: ``every_n_epochs`` is below 1; or, in setup, the module is not
             :class:`~eigenscope.protocols.Autoencoding`.
     """
 
-    def __init__(self, every_n_epochs: int = 1, per_label: int = 1, max_labels: int = 16) -> None:
-        for name, value in (
-            ("every_n_epochs", every_n_epochs),
-            ("per_label", per_label),
-            ("max_labels", max_labels),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+    affects_training = False
+
+    def __init__(self, every_n_epochs: int = 1) -> None:
+        if every_n_epochs < 1:
+            raise ValueError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
         self.every_n_epochs = every_n_epochs
-        self.per_label = per_label
-        self.max_labels = max_labels
-        self._images: dict[int, list[Tensor]] = {}  # of this validation, by label
+        self._images: dict[int, Tensor] = {}  # of this validation, by label
         self._untrained: dict[str, dict[str, Tensor]] = {}  # singular values (N, D) and CVs (N,), by point set
         self._said = False
 
@@ -87,18 +82,15 @@ class ReconstructionGrid(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Collects images until every label has ``per_label`` of them."""
+        """Collects the first image of each label."""
         if not self._is_due(trainer):
             return
         images, labels = batch
-        if len(self._images) == self.max_labels and all(len(kept) == self.per_label for kept in self._images.values()):
-            return
         for place, label in enumerate(labels.tolist()):
-            if label not in self._images and len(self._images) == self.max_labels:
-                continue
-            kept = self._images.setdefault(label, [])
-            if len(kept) < self.per_label:
-                kept.append(images[place].clone())  # a view would hold the whole batch
+            if len(self._images) == _LABELS:
+                return
+            if label not in self._images:
+                self._images[label] = images[place].clone()  # a view would hold the whole batch
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -106,14 +98,15 @@ class ReconstructionGrid(Callback):
         kept, self._images = dict(sorted(self._images.items())), {}
         if not kept:
             return
-        images = torch.stack([image for group in kept.values() for image in group])
+        images = torch.stack(list(kept.values()))
         with trainer.precision_plugin.forward_context():
             reconstructions, point_sets = cast(Autoencoding, pl_module).autoencode(images)
         chosen = _chosen(point_sets)
         if trainer.sanity_checking:
             self._untrained = {name: _measure(points) for name, points in chosen.items()}
             return
-        names = _names(kept, getattr(getattr(trainer, "datamodule", None), "label_names", ()))
+        known = getattr(getattr(trainer, "datamodule", None), "label_names", ())
+        names = [known[label] if 0 <= label < len(known) else f"class {label}" for label in kept]
         figures = {"reconstructions": reconstruction_figure(images, reconstructions, names)}
         for name, points in chosen.items():
             figures |= self._sector_figures(trainer, name, points)
@@ -158,18 +151,9 @@ class ReconstructionGrid(Callback):
         return {f"spectrum_{name}": spectrum, f"cv_histogram_{name}": histogram}
 
 
-def _names(images: Mapping[int, Sequence[Tensor]], label_names: Sequence[str]) -> list[str]:
-    """A name for each image; images of one label are numbered."""
-    names = []
-    for label, group in images.items():
-        name = label_names[label] if 0 <= label < len(label_names) else f"class {label}"
-        names += [name] if len(group) == 1 else [f"{name} {number}" for number in range(1, len(group) + 1)]
-    return names
-
-
 def _target(trainer: Trainer, name: str) -> float | None:
     """The CV that training aims at, if it aims at one."""
-    aims = [callback.targets for callback in trainer.callbacks if isinstance(callback, AimsAtCV)]  # type: ignore[attr-defined]
+    aims = [callback.targets for callback in callbacks_of(trainer) if isinstance(callback, CVLossSchedule)]
     return next((targets[name] for targets in aims if name in targets), None)
 
 

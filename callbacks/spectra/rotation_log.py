@@ -13,9 +13,9 @@ from torch import Tensor
 from eigenscope.callbacks.spectra.step_table import StepTable
 from eigenscope.charts import Chart
 from eigenscope.figures import angle_figure, eigenvalue_figure, overlap_figure
-from eigenscope.optim.reference_snapshots import PRE_SPIKE
-from eigenscope.optim.rotation import Verdict, verdict
-from eigenscope.optim.snapshots import Side, Snapshot, compare_columns, compare_snapshots
+from eigenscope.optim.eigenbases.reference_snapshots import PRE_SPIKE
+from eigenscope.optim.eigenbases.rotation import Verdict, verdict
+from eigenscope.optim.eigenbases.snapshots import EigenbasisSnapshot, Side, compare_columns, compare_snapshots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,7 +66,9 @@ class RotationLog:
             if reference.endswith("_spike"):
                 rows.append([step, torch.nan, torch.nan])
 
-    def measure(self, now: Snapshot, references: Mapping[str, Snapshot], columns: bool) -> dict[str, float]:
+    def measure(
+        self, now: EigenbasisSnapshot, references: Mapping[str, EigenbasisSnapshot], columns: bool
+    ) -> dict[str, float]:
         """Compares a state with references, by name.
 
         Args:
@@ -116,7 +118,7 @@ class RotationLog:
         )
         return metrics
 
-    def measure_replica(self, now: Snapshot, replica: Snapshot) -> dict[str, float]:
+    def measure_replica(self, now: EigenbasisSnapshot, replica: EigenbasisSnapshot) -> dict[str, float]:
         """Compares the replica's factors with the live ones; metrics by tag."""
         rotations = compare_snapshots(replica, now, self.k)
         figures = {side: (float(found.change), float(found.topk_deg)) for side, found in rotations.items()}
@@ -214,9 +216,9 @@ class RotationLog:
             "overlap_reference": self._overlap_reference,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], watched: Iterable[str]) -> None:
-        """Restores the state, for the parameters that are still watched."""
-        names = set(watched)
+    def load_state_dict(self, state: Mapping[str, Any], tracked: Iterable[str]) -> None:
+        """Restores the state, for the parameters that are still tracked."""
+        names = set(tracked)
         self.measured, self._overlap_reference = state["measured"], state["overlap_reference"]
         self.spikes = deque(state["spikes"], maxlen=_SPIKES)
         for rows, saved in ((self._angles, state["angles"]), (self._spectra, state["spectra"])):

@@ -54,12 +54,6 @@ def filter_groups(groups: Sequence[dict[str, Any]], wanted: Callable[[str], bool
     return list(chosen[0]["params"]) if bare and chosen else chosen
 
 
-def abbreviate_names(names: Sequence[str]) -> str:
-    """The first three names, and how many there are beyond."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return (", ".join(names[:3]) or "none") + more
-
-
 MatmulPrecision = Literal["highest", "high", "medium"]
 """As of ``torch.set_float32_matmul_precision``."""
 

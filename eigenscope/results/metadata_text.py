@@ -28,6 +28,7 @@ def card_text(card: Mapping[str, Any]) -> str:
         "started": start["time"],
         "at step": start["step"],
         "command": start["command"],
+        **{f"changed {key}": f"{old} → {new}" for key, (old, new) in start.get("allowed", {}).items()},
         "commit": None if code["commit"] is None else f"{code['commit']}, {tree}",
         "repository": code["repository"],
         "CPU": f"{machine['cpu']}, {machine['cores']} cores",

@@ -22,7 +22,7 @@ class RunMetadata:
             error. A run that was killed still says ``running``.
         reason: one line, of what did not finish.
         resumed: for each resume, the start before it: its ``time``, the ``step`` at which it began, the ``commit`` of
-            its code and its ``command``.
+            its code, its ``command``, and what it was ``allowed`` to have otherwise than its checkpoint, if anything.
         seconds: of fitting, validation included.
         samples_per_second: that were trained on, over all ranks and the time of training alone; None if unknown.
         peak_memory: the most bytes held at once, by device.

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from eigenscope.adapters.lightning_names import BEFORE_TRAINING
 from eigenscope.cli.resume.compatibility import find_checkpoint
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -165,19 +166,6 @@ def _checkpoint_folders(trainers: list[Any]) -> list[Path]:
     return list(dict.fromkeys(Path(c.dirpath) for c in callbacks if getattr(c, "dirpath", None)))
 
 
-_BEFORE_TRAINING = {
-    "before_fit",
-    "prepare_data",
-    "restore_datamodule",
-    "setup_data",
-    "setup_optimizers",
-    "on_fit_start",
-    "on_train_start",
-    "_call_setup_hook",
-    "_run_sanity_check",
-}
-
-
 def own_error(error: BaseException) -> BaseException:
     """What a class raised when it was given its arguments, which jsonargparse wraps once per level of nesting.
 
@@ -195,7 +183,7 @@ def is_from_setup(error: BaseException) -> bool:
     Args:
         error: with its traceback.
     """
-    return not _BEFORE_TRAINING.isdisjoint(frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__))
+    return not BEFORE_TRAINING.isdisjoint(frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _is_from_jsonargparse(error: BaseException) -> bool:

@@ -2,13 +2,47 @@
 
 import os
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eigenscope.checkpoints import CONFIGURATION, previous_checkpoint
-from eigenscope.cli.resume.config_differences import Config, Difference, contradictions, differences
+from eigenscope.checkpoints import AFFECTING, CONFIGURATION, previous_checkpoint
+from eigenscope.cli.resume.allowed_differences import allow
+from eigenscope.cli.resume.config_differences import Config, Difference, callback_changes, contradictions, differences
 
 _FOLDER = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """How a configuration resumes the run of a checkpoint.
+
+    Attributes:
+        lines: what to say about it, for people.
+        allowed: differences that ``--resume_allow`` permits.
+        saved: the resolved configuration in the checkpoint, or what is known of it.
+    """
+
+    lines: tuple[str, ...]
+    allowed: tuple[Difference, ...]
+    saved: Config
+
+
+def check_options(subcommand: str, config: Config) -> None:
+    """Refuses options of resuming and of warm starts where they would do nothing.
+
+    Raises:
+        ValueError: one needs another that is not there, or another subcommand.
+    """
+    if config["warm_start"] is not None and subcommand != "fit" and config["ckpt_path"] is None:
+        raise ValueError(f"warm_start is for fit; to {subcommand} trained weights give --ckpt_path")
+    if config["warm_start_map"] is not None and config["warm_start"] is None:
+        raise ValueError("warm_start_map says where the parts of warm_start belong, of which there is none")
+    if config["resume_allow"] is not None:
+        if subcommand != "fit":
+            raise ValueError(f"resume_allow is for fit, which may resume a run; {subcommand} trains nothing")
+        if config["ckpt_path"] is None:
+            raise ValueError("resume_allow names what may differ from the checkpoint of ckpt_path, which is not given")
 
 
 def find_checkpoint(asked: str) -> Path:
@@ -37,22 +71,20 @@ def find_checkpoint(asked: str) -> Path:
 
 def check_resume(
     checkpoint: Config, path: Path, now: Config, sections: Mapping[str, type], linked: Collection[str]
-) -> str | None:
+) -> Resumption:
     """Refuses to resume a checkpoint with a configuration that contradicts its own.
 
     Args:
         checkpoint: what the file holds.
         path: of the file.
-        now: the resolved configuration.
+        now: the resolved configuration; the keys in its ``resume_allow`` may differ.
         sections: the classes of parts of the configuration that name none.
         linked: arguments of the network that the data fills in, which no configuration states.
 
-    Returns:
-        What could not be compared, as a sentence.
-
     Raises:
         ValueError: the configuration contradicts the checkpoint's, each difference in a line; it asks for a warm start
-            besides; or the checkpoint holds weights alone.
+            besides; the checkpoint holds weights alone; or a key of ``resume_allow`` is unknown or permits nothing
+            that could take effect.
     """
     saved = _configuration(checkpoint, path)
     warm = now.get("warm_start")
@@ -67,20 +99,24 @@ def check_resume(
             f"checkpoint {path} holds weights alone: it cannot be resumed; start a new run with --warm_start {path}"
         )
     if CONFIGURATION in checkpoint:
-        found = contradictions(saved, now, sections)
-        note = None
+        affecting = checkpoint.get(AFFECTING)
+        found = contradictions(saved, now, sections, affecting)
+        note = callback_changes(saved, now, affecting)
     else:
         saved_model, model = _models(saved, now, linked)
         found = differences(saved_model, model, "model") if saved else []
         note = f"checkpoint {path} holds no configuration: " + (
             "its model alone was compared" if saved else "nothing of it could be compared"
         )
-    if found:
+    given = now.get("resume_allow") or []
+    allowed, refused, said = allow(found, [given] if isinstance(given, str) else given, saved, now)
+    if refused:
         raise ValueError(
-            f"the configuration contradicts that of the checkpoint {path}:{_listed(found)}\n"
-            f"Resuming requires the original configuration. With another one, start a new run: --warm_start {path}"
+            f"the configuration contradicts that of the checkpoint {path}:{_listed(refused)}\n"
+            f"Resuming requires the original configuration. With another one start a new run, --warm_start {path}, or "
+            "permit a difference on purpose with --resume_allow KEY"
         )
-    return note
+    return Resumption(tuple(line for line in (note, said) if line), tuple(allowed), saved)
 
 
 def check_network(checkpoint: Config, path: Path, now: Config, linked: Collection[str]) -> str | None:

@@ -12,6 +12,7 @@ import torch
 from eigenscope import cli
 from eigenscope.callbacks import RunMetadataCallback
 from eigenscope.callbacks.reporting.effective_settings import effective_settings
+from eigenscope.cli import lightning_cli
 from eigenscope.results import RunMetadata
 
 CONFIGS = Path(__file__).parents[3] / "configs"

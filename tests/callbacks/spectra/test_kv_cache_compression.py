@@ -88,7 +88,7 @@ def kv_tags(folder, prefix="kv/"):
 
 def untouched(model):
     return all(
-        not getattr(m, "watchers", ()) and not m._forward_hooks and not m._forward_pre_hooks for m in model.modules()
+        not getattr(m, "hooks", ()) and not m._forward_hooks and not m._forward_pre_hooks for m in model.modules()
     )
 
 

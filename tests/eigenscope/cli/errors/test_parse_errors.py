@@ -11,6 +11,7 @@ import torch
 
 from eigenscope.cli.errors.class_names import class_fault, known_classes
 from eigenscope.cli.errors.config_location import config_values, options, origin
+from eigenscope.cli.errors.parse_errors import explain_parse_error
 from eigenscope.cli.errors.parser import ExplainingParser, UsageError
 from eigenscope.cli.errors.suggestions import hint, listed, nearest, nearest_key
 from eigenscope.cli.errors.type_descriptions import choices, classes, in_words
@@ -51,9 +52,13 @@ RING = "{{class_path: Ring, {}}}".format
 MISPLACED = "put hole below init_args of Ring"
 
 
+class SceneParser(ExplainingParser):
+    explain = staticmethod(explain_parse_error)
+
+
 @pytest.fixture
 def parser():
-    made = ExplainingParser(prog="scene", allow_abbrev=False)
+    made = SceneParser(prog="scene", allow_abbrev=False)
     made.add_argument("--config", action="config")
     made.add_argument("--depth", type=int, default=1)
     made.add_class_arguments(Scene, "scene")
