@@ -1,4 +1,4 @@
-"""What hundreds of miniature autoencoders cost: one stack of weights, beside a loop over modules and torch.func.
+"""Benchmark of batteries (hundreds of miniature autoencoders): stacked weights, a loop over modules, and torch.func.
 
     python benchmarks/batteries.py             # CPU, and CUDA where there is one
     python benchmarks/batteries.py --rounds 9  # steadier medians

@@ -1,4 +1,4 @@
-"""What a causal transformer still recalls of a context whose keys and values were compressed."""
+"""Associative recall of a causal transformer from a context whose keys and values were compressed."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Four autoencoders of patches side by side: parameters, time of a step, and errors by noise type in one space.
+"""Comparison of four patch autoencoders: parameters, time per step, and errors by noise type in one space.
 
     python benchmarks/peers.py                                # without the arm that needs a container
     python benchmarks/peers.py --container batteries.safetensors --steps 500

@@ -1,4 +1,4 @@
-"""How long ``eigenscope fit --help`` takes beside importing lightning, torch and torchvision, which it cannot avoid.
+"""Benchmark of startup: ``eigenscope fit --help`` beside importing lightning, torch and torchvision.
 
     python benchmarks/startup.py                # 7 rounds of both
     python benchmarks/startup.py --rounds 15    # steadier

@@ -1,4 +1,4 @@
-"""Where callbacks write: the run's folder, its TensorBoard loggers, and lines beside the progress bar."""
+"""Output helpers of the callbacks: run folder, TensorBoard loggers, and lines beside the progress bar."""
 
 from pathlib import Path
 from typing import Any

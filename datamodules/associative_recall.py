@@ -1,4 +1,4 @@
-"""Sequences of keys and values, and questions about them."""
+"""Data module of multi-query associative recall (MQAR): key-value sequences and queries about them."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

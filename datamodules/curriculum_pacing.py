@@ -1,4 +1,4 @@
-"""Unlocks the tiers of a curriculum in a fit, and lets best scores restart."""
+"""Curriculum pacing: unlocks the tiers of a curriculum during a fit and resets best scores."""
 
 import math
 from collections.abc import Collection
@@ -16,7 +16,7 @@ from eigenscope.protocols import KeepsBest
 
 
 class CurriculumPacing(Callback):
-    """Joins a fit for as long as its data follow a curriculum.
+    """Unlocks the tiers of a curriculum during a fit, and resets best scores at each unlock.
 
     Logs ``curriculum/types``, the number of unlocked types, once an epoch.
 
@@ -40,7 +40,7 @@ class CurriculumPacing(Callback):
         return {"unlocked_at": unlocked_at, "best": self._best, "waited": self._waited}
 
     def go_on(self, progress: dict[str, Any]) -> None:
-        """Goes on from there.
+        """Restores the state.
 
         Raises:
             ValueError: it is not the progress of this curriculum.

@@ -1,4 +1,4 @@
-"""Random gradients, one of them far larger than the rest."""
+"""Gradient-spike data module: random gradients, one of them far larger than the rest."""
 
 import math
 from collections.abc import Iterator

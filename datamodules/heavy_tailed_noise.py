@@ -1,4 +1,4 @@
-"""Images of noise, some of it heavy-tailed, without end."""
+"""Heavy-tailed noise data module: an endless stream of noise images of sixteen types."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -16,7 +16,7 @@ _HELD_OUT = {"val": stream_key(1), "test": stream_key(2)}  # the same sets in ev
 
 
 class HeavyTailedNoiseDataModule(LightningDataModule):
-    """Batches of noise images (B, 3, s, s) float32 with the ids of their types (B,) int64.
+    """Heavy-tailed noise: batches of images (B, 3, s, s) float32 with the ids of their types (B,) int64.
 
     Every image is a function of (seed, epoch, index), the same for any number of workers and ranks. The training
     images of an epoch hold the types in equal parts, in random order, and are new in every epoch; the validation and

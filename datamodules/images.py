@@ -1,4 +1,4 @@
-"""What the image data modules share: validation protocols, loaders, and the order of samples."""
+"""Base of the image data modules: validation splits, loaders, and the order of samples."""
 
 from abc import ABC, abstractmethod
 from typing import Literal, get_args

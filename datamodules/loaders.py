@@ -1,4 +1,4 @@
-"""What all data modules share: a loader of keyed samples in one order for any number of ranks; fingerprints of data."""
+"""Data loader of all data modules: keyed samples in one order for any number of ranks; fingerprints of data."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ class ResumableLoader(DataLoader[Batch]):
     With ``overfit_batches`` Lightning puts a sampler of its own in, which begins every epoch at its start.
 
     It keeps no count of batches, which would run ahead by those that are on their way: the trainer knows how many were
-    trained, and :class:`~eigenscope.callbacks.ExactResume` tells the loader of a run that goes on.
+    trained, and :class:`~eigenscope.callbacks.ExactResume` tells the loader of a resumed run.
     """
 
     def state_dict(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole, have a predecessor, and load without executing code."""
+"""Atomic checkpoints with one backup, loaded without executing code."""
 
 import os
 import pickle
@@ -24,7 +24,7 @@ def previous_checkpoint(path: Path) -> Path:
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Writes a checkpoint, whole or not at all; one of the same name is kept beside it until the next.
+    """Writes a checkpoint atomically; one of the same name is kept beside it as a backup.
 
     At every moment there is a whole checkpoint under one of the two names, whatever ends the process.
 
@@ -68,7 +68,7 @@ def read_checkpoint(path: Path, map_location: str | torch.device | None = "cpu")
     except _DamagedError as damage:
         if not previous.exists():
             raise ValueError(f"checkpoint {path} {damage}, and there is none before it") from damage
-        print(f"checkpoint {path} {damage}: going on from the one before it, {previous}", flush=True)
+        print(f"checkpoint {path} {damage}: resuming from the previous one, {previous}", flush=True)
         try:
             return _read(previous, map_location)
         except _DamagedError as too:

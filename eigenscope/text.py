@@ -1,4 +1,4 @@
-"""Text for people: tables and durations."""
+"""Text formatting: tables and durations."""
 
 from collections.abc import Sequence
 

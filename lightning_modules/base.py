@@ -38,7 +38,7 @@ class BaseModule(LightningModule):
 
     Raises:
         ValueError: an argument is out of range; in configure_optimizers, the schedule is shorter than the run and
-            cannot go on, or follows a run whose length nobody knows.
+            cannot continue, or follows a run whose length nobody knows.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class BaseModule(LightningModule):
                 now, unit = getattr(scheduler, scheduler.length_name), self.lr_interval
                 rank_zero_only(print)(
                     f"lr_scheduler {type(scheduler).__name__} follows the run, which takes {now} {unit}s instead of "
-                    f"{before}: it goes on at a learning rate of {max(scheduler.get_last_lr()):.3g}",
+                    f"{before}: it continues at a learning rate of {max(scheduler.get_last_lr()):.3g}",
                     flush=True,
                 )
 

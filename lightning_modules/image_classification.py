@@ -1,4 +1,4 @@
-"""Training a classifier of images."""
+"""Lightning module of image classification."""
 
 from collections.abc import Collection
 from typing import Any, cast
@@ -20,7 +20,7 @@ class ImageClassificationModule(EvaluatedModule):
     """Cross-entropy training of a network that maps images (B, C, H, W) to logits (B, num_classes).
 
     Logs ``{train,val,test}/{loss,acc,acc5}`` once an epoch, over all ranks (loss in nats, accuracies as fractions;
-    training figures are taken in training mode while the weights move, as usual), ``train/loss_step`` every few
+    training metrics are taken in training mode while the weights move, as usual), ``train/loss_step`` every few
     steps, and with each validation ``val/gap``, training accuracy of the epoch so far minus validation accuracy. With
     fewer than five classes ``acc5`` is always 1.
 

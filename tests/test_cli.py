@@ -359,7 +359,7 @@ def test_compare_hands_on_a_signal_and_says_how_its_run_goes_on(tmp_path, monkey
     sentence, _, command = said.partition(" to its end: ")
     assert sentence == (
         "SIGINT ended compare and demo seed 0; finished runs are kept, and given again compare trains this one anew, "
-        "or takes its result if it first goes on"
+        "or takes its result if it is first resumed"
     )
 
     (tmp_path / "fast").touch()
@@ -389,7 +389,7 @@ def planned(tmp_path):
 def test_compare_says_which_record_is_damaged(tmp_path):
     record = planned(tmp_path).folder / "run.json"
     record.write_text('{"outcome": "fini')
-    with pytest.raises(SystemExit, match=f"error: {record} is not the record of a run: .*; move it away to begin"):
+    with pytest.raises(SystemExit, match=f"error: {record} is not run metadata: .*; move it away to begin"):
         compare(tmp_path, arms=(DEMO,))
 
 

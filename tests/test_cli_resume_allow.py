@@ -203,7 +203,7 @@ def test_an_unknown_key_names_the_nearest(begun, key, meant):
 @pytest.mark.parametrize(
     ("more", "allow", "said"),
     [
-        (["--seed_everything=3"], ["seed_everything"], "random streams go on"),
+        (["--seed_everything=3"], ["seed_everything"], "random streams continue"),
         (
             [f"--config={ROOT / 'configs' / 'optimizer' / 'soap.yaml'}"],
             ["model.init_args.optimizer"],

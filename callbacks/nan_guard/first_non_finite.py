@@ -1,4 +1,4 @@
-"""Which number of a training step was the first that is not finite."""
+"""NaN/Inf localisation: the first non-finite tensor of a training step."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -15,7 +15,7 @@ from eigenscope.protocols import Traced
 
 
 def first_non_finite(pl_module: LightningModule, batch: Any, batch_idx: int, loss_finite: bool) -> str | None:
-    """What a person is told about a step that is not finite, found by computing it once more without gradients.
+    """Describes the first non-finite tensor of a step, found by computing the step once more without gradients.
 
     In the order of a step: weights, batch, the outputs of modules or what a
     :class:`~eigenscope.protocols.Traced` module yields, the loss, gradients from the last parameter to the first.

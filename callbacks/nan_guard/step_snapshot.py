@@ -1,4 +1,4 @@
-"""What a training step changes besides weights and the optimizer, kept so that it can be put back."""
+"""Snapshot of what a training step changes besides weights and optimizer, so that the step can be rolled back."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ class _MetricState:
 
 
 class StepSnapshot:
-    """Buffers and metrics of a module, the means that Lightning keeps of logged values, random streams, and counts.
+    """Snapshot of a module's buffers and metrics, Lightning's logged means, random states, and counts.
 
     Metrics that have not been updated since they were reset, as those of validation, cost nothing. The module's parts
     are looked up when this is made: a network has hundreds, and a step may be short.
@@ -42,7 +42,7 @@ class StepSnapshot:
 
     def take(self) -> None:
         """Keeps all of it as it is now."""
-        copies: dict[int, Tensor] = {}  # metrics in a collection may share their states, and then go on sharing them
+        copies: dict[int, Tensor] = {}  # metrics in a collection may share their states, and then keep sharing them
         self._buffers = [_copy(getattr(module, name), {}) for module, name in self._owners]
         self._states = [_state(metric, copies) for metric in self._metrics]
         self._means = {key: _state(mean, copies) for key, mean in self._logged.items()}
@@ -51,7 +51,7 @@ class StepSnapshot:
 
     def restore(self) -> None:
         """Puts buffers, metrics and means back."""
-        copies: dict[int, Tensor] = {}  # the snapshot stays as it is when metrics go on from there
+        copies: dict[int, Tensor] = {}  # the snapshot stays as it is when metrics are updated after it
         with torch.no_grad():
             for (module, name), before in zip(self._owners, self._buffers, strict=True):
                 if before is not None:

@@ -1,4 +1,4 @@
-"""What a configuration asks for beside what a trainer really does."""
+"""Requested settings of a configuration beside the effective settings of its trainer."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Value = str | int | float | None
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting as it was asked for, None where nothing says, and as it is; whether the two contradict each other."""
+    """A setting: the requested value (None if not stated), the effective one, and whether they differ."""
 
     name: str
     asked: Value

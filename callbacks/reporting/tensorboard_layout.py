@@ -1,4 +1,4 @@
-"""TensorBoard as a review of the run: a dashboard of custom scalars and a row of hyperparameters."""
+"""TensorBoard dashboard of a run: custom scalars and a row of hyperparameters."""
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ _FIRST = ("batch_size", "lr", "net", "optimizer", "seed")
 
 
 class TensorBoardLayout(Callback):
-    """Lays out TensorBoard's custom scalars, and gives a finished fit a row with figures on its HPARAMS page.
+    """Lays out TensorBoard's dashboard of custom scalars, and adds a row with metrics to its HPARAMS page.
 
     The dashboard holds the charts that the module and the callbacks state (:class:`~eigenscope.protocols.HasCharts`)
     of what this run has logged, and the learning rates of a ``LearningRateMonitor``. It is written after the first
@@ -32,10 +32,10 @@ class TensorBoardLayout(Callback):
     The row is written when a fit comes to its end. Its columns are scalars with short names: classes of module,
     network, data and optimizer, rates, batch size over all ranks, precision, clipping, accumulation, ranks, seed,
     number of parameters and, where the module was built from a configuration, its arguments and its network's (see
-    :func:`~eigenscope.results.hyperparameters.flat_hyperparameters`). Its figures are, if a callback such as
+    :func:`~eigenscope.results.hyperparameters.flat_hyperparameters`). Its metrics are, if a callback such as
     ``Scoreboard`` judges epochs by a score, ``run/best_score`` and ``run/last_score``, which are logged then, as is
-    ``run/epochs``; and the latest figures ``val/*``, or ``train/*`` where nothing was validated. A run that is resumed
-    in its folder keeps its row: figures are renewed, columns stay those of the first time.
+    ``run/epochs``; and the latest metrics ``val/*``, or ``train/*`` where nothing was validated. A run that is resumed
+    in its folder keeps its row: metrics are renewed, columns stay those of the first time.
 
     Training is not touched: what was logged is read, on all ranks, since reading a mean over ranks adds it up; rank
     zero writes. Without a TensorBoard logger nothing happens.
@@ -49,7 +49,7 @@ class TensorBoardLayout(Callback):
         self._rates: dict[str, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forgets a fit before this one; the charts of one that goes on come back with its checkpoint."""
+        """Resets the state of a previous fit; the charts of a resumed one are restored from its checkpoint."""
         if stage == "fit":
             self._layout, self._charts = {}, []
 

@@ -1,4 +1,4 @@
-"""TensorBoard's event files of a resumed run."""
+"""TensorBoard event files of a resumed run, without duplicate or missing points."""
 
 import math
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from eigenscope.adapters.tensorboard_names import read_events, write_events
 
 
 class ContinuedBoard(Callback):
-    """Writes again what TensorBoard is about to forget, though the run logged it before its checkpoint.
+    """Rewrites the events logged before the checkpoint that TensorBoard would drop when a run is resumed.
 
     A writer with ``purge_step`` makes TensorBoard forget all that a run logged from that step on, which it had gone on
     to after its checkpoint. But trainer and callbacks count what they log between two steps by the one before or the

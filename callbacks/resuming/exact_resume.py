@@ -1,4 +1,4 @@
-"""What a resumed run needs beside weights and optimizer to end as if it had never been stopped."""
+"""Exact resume: random states, metrics, loop counters and loader position in the checkpoint."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ from eigenscope.random_state import random_state, seed_streams, set_random_state
 
 
 class ExactResume(Callback):
-    """Saves and restores every random stream, and the figures of the epoch under way, of each rank.
+    """Saves and restores random states, the metrics of the epoch under way and the loader position, of each rank.
 
     The streams are those of Python, numpy, torch and the rank's CUDA device. Ranks begin with streams of their own, so
-    that no two draw the same dropout; where a run goes on with another number of ranks, streams begin anew and the
-    figures of the epoch under way with them, which is said.
+    that no two draw the same dropout; where a run is resumed with another number of ranks, streams are reseeded and the
+    metrics of the epoch under way restart, which is printed.
 
-    Where in an epoch a run was stopped is the trainer's own count of batches, and loaders that can are told to go on
+    Where in an epoch a run was stopped is the trainer's own count of batches, and loaders that can are told to resume
     there: a sample depends on (seed, epoch, index) alone, so there is no state of workers to keep.
     :class:`~eigenscope.callbacks.ResumeCheckpoint` saves between two steps, where all this is exact.
     """
@@ -36,7 +36,7 @@ class ExactResume(Callback):
         elif len(restored["ranks"]) != trainer.world_size:
             pl_module.print(
                 f"The checkpoint is of {len(restored['ranks'])} ranks, this run has {trainer.world_size}: random "
-                "streams, and the training figures of the epoch under way, begin anew."
+                "streams are reseeded, and the training metrics of the epoch under way restart."
             )
             _seed_rank(trainer, restored["step"])
             self._restored = restored | {"ranks": []}
@@ -44,7 +44,7 @@ class ExactResume(Callback):
             self._set_streams(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restores the figures, which Lightning has cleared until here, and the place in the data."""
+        """Restores the metrics, which Lightning has cleared until here, and the place in the data."""
         resume_loaders(trainer)
         if self._restored is None:
             return
@@ -62,7 +62,7 @@ class ExactResume(Callback):
             self._restored = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adds the streams and the figures of all ranks."""
+        """Adds the streams and the metrics of all ranks."""
         mine = {"streams": random_state(pl_module.device), "metrics": _metrics(pl_module)}
         ranks: list[Any] = [mine]
         if trainer.world_size > 1:

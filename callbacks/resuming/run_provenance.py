@@ -1,4 +1,4 @@
-"""The configuration of a run, in its folder, its checkpoints and its record, and which data it was trained on."""
+"""Run provenance: the resolved configuration and the data fingerprint, in run folder, checkpoints and metadata."""
 
 import time
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ from eigenscope.checkpoints import AFFECTING, CONFIGURATION, DATA, SAVED_AT
 
 
 class RunProvenance(SaveConfigCallback):
-    """Saves the configuration in every checkpoint and beside the logs; there a run that goes on has it already.
+    """Saves the resolved configuration and the data fingerprint in every checkpoint, and the former beside the logs.
 
     The run's card gets it too, with the precision that was asked for if that was replaced, and what was allowed to
     differ from the checkpoint. With the configuration a
-    checkpoint keeps the data's fingerprint: a run that goes on with other data, as at another ``root``, says so.
+    checkpoint keeps the data's fingerprint: a resumed run with other data, as at another ``root``, says so.
     """
 
     def __init__(

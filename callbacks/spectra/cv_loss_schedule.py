@@ -1,4 +1,4 @@
-"""The policy of the Cayley–Menger CV during training."""
+"""Schedule of the loss term on the CV (coefficient of variation) of Cayley–Menger simplex volumes."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -32,7 +32,9 @@ class _PointSet:
 
 
 class CVLossSchedule(Callback):
-    """Holds the CV of simplex volumes of a module's point sets to their targets, and reports it.
+    """Adds a loss term on the CV of simplex volumes of a module's point sets, by a schedule, and logs the CV.
+
+    The CV is the coefficient of variation: standard deviation over mean.
 
     For each point set it adds weight·(CV − target)² to the training loss, with gradient, the weight following phases
     (see :class:`~eigenscope.geometry.CVPolicy`); the CV is that of random simplices of random matrices of the
@@ -40,8 +42,8 @@ class CVLossSchedule(Callback):
     ``cv_M/measured`` ± ``cv_M/standard_error`` (of more simplices, over all ranks) and the band of two of these,
     ``cv_M/lower`` to ``cv_M/upper``, their moving average ``cv_M/ema``, ``cv_M/target``, ``cv_M/weight``,
     ``cv_M/proximity``, and the norms of the gradients of the CV term and of the rest of the loss with respect to the
-    point_set's points, ``cv_M/gradient_norm`` and ``cv_M/reconstruction_gradient_norm``; and ``cv_M/degenerate``, the
-    share of measured matrices that have no CV because all their points coincide, which the other figures leave out.
+    point set's points, ``cv_M/gradient_norm`` and ``cv_M/reconstruction_gradient_norm``; and ``cv_M/degenerate``, the
+    share of measured matrices that have no CV because all their points coincide, which the other metrics leave out.
 
     A point set that carries no gradient, such as that of a frozen encoder, is measured and gets no term.
 
@@ -73,7 +75,7 @@ class CVLossSchedule(Callback):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         if not point_sets:
-            raise ValueError("point_sets must name at least one point_set")
+            raise ValueError("point_sets must name at least one point set")
         self.policies = point_sets
         self.measure_every = measure_every
         self.measure_matrices = measure_matrices
@@ -93,7 +95,7 @@ class CVLossSchedule(Callback):
         for number, (name, policy) in enumerate(self.policies.items()):
             if name not in shapes:
                 have = ", ".join(shapes) or "none"
-                raise ValueError(f"point_sets: {type(pl_module).__name__} has no point_set {name!r}; there are: {have}")
+                raise ValueError(f"point_sets: {type(pl_module).__name__} has no point set {name!r}; there are: {have}")
             points, dim = shapes[name]
             if not has_cv(points, dim):
                 raise ValueError(
@@ -102,7 +104,7 @@ class CVLossSchedule(Callback):
             self._point_sets[name] = _PointSet(policy, policy.target_in(dim), number)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Joins the training loss."""
+        """Registers the CV loss term."""
         seed = int(trainer.strategy.broadcast(torch.initial_seed()))
         self._seed = seed if self._seed is None else self._seed
         for name, values in self._restored.items():
@@ -113,11 +115,11 @@ class CVLossSchedule(Callback):
         cast(HasPointSets, pl_module).loss_transforms.append(self._loss_transform)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leaves the training loss."""
+        """Removes the CV loss term."""
         self._leave(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leaves the training loss."""
+        """Removes the CV loss term."""
         self._leave(pl_module)
 
     def _leave(self, pl_module: LightningModule) -> None:
@@ -126,13 +128,13 @@ class CVLossSchedule(Callback):
             self._loss_transform = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Notes how far training is."""
+        """Stores the epoch and batch, on which the phase of the schedule depends."""
         self._place = (trainer.current_epoch, batch_idx)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs what was measured in this step, and at the end of an epoch the moving averages as its figures."""
+        """Logs what was measured in this step, and at the end of an epoch the moving averages as its metrics."""
         for name, point_set in self._point_sets.items():
             if point_set.figures:
                 figures = {f"cv_{name}/{figure}": value for figure, value in point_set.figures.items()}
@@ -145,11 +147,11 @@ class CVLossSchedule(Callback):
 
     @property
     def targets(self) -> dict[str, float]:
-        """The CV that each point set is held to, once training has been set up."""
+        """The target CV of each point set, once training has been set up."""
         return {name: point_set.target for name, point_set in self._point_sets.items()}
 
     def charts(self, logged: Collection[str]) -> list[Chart]:
-        """The CV of each point set and what is done about it."""
+        """Charts of the CV of each point set, its target and the weight of its loss term."""
         wanted = []
         for name in self.policies:
             tag, section = f"cv_{name}", f"Point set {name}"
@@ -176,11 +178,11 @@ class CVLossSchedule(Callback):
         return f"CVLossSchedule{sorted(self.policies)}"
 
     def state_dict(self) -> dict[str, Any]:
-        """The seed of the draws and the measured figures."""
+        """The seed of the draws and the measured metrics."""
         return {"seed": self._seed, "point_sets": {n: {"cv": s.cv, "ema": s.ema} for n, s in self._point_sets.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over those of the run that goes on."""
+        """Restores those of the resumed run."""
         self._seed = state_dict["seed"]
         self._restored = state_dict["point_sets"]
 
@@ -242,7 +244,7 @@ def _some(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def _gradient_norm(term: Tensor, points: Tensor) -> float:
-    """Of a term of the loss with respect to a point_set's points."""
+    """Of a term of the loss with respect to a point set's points."""
     if not (points.requires_grad and term.requires_grad):
         return 0.0
     (gradient,) = torch.autograd.grad(term, points, retain_graph=True, allow_unused=True)

@@ -1,4 +1,4 @@
-"""What the eigenbases of a preconditioned optimizer do while a model trains."""
+"""Eigenbasis rotation of a preconditioned optimizer (SOAP, REKLS), monitored during training."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ from eigenscope.optim.eigenbases.tracked_parameters import (
 
 
 class EigenbasisRotation(Callback):
-    """Watches the Kronecker factors of SOAP or REKLS and how their eigenbases turn, above all around gradient spikes.
+    """Monitors the eigenbasis rotation of SOAP's or REKLS's Kronecker factors, above all around gradient spikes.
 
     Every ``every_n_steps`` steps of the optimizer it compares both factors of each tracked parameter with earlier
     states, the *references*: ``previous`` (one step earlier), ``lag:n`` (n steps earlier), ``pre_spike`` and
@@ -62,11 +62,10 @@ class EigenbasisRotation(Callback):
 
     Args:
         parameters: patterns of parameter names, with or without the leading ``net.``; None watches the ``largest``.
-        largest: so many of the parameters that have factors, the largest by number of entries, where ``parameters``
-            is None.
+        largest: number of parameters with factors to track, largest first, where ``parameters`` is None.
         every_n_steps: steps from one measurement to the next.
         k: leading eigenvectors whose span is compared.
-        references: what to compare with.
+        references: snapshots to compare with, see above.
         spike_factor: how far above its running median a gradient norm is a spike; None finds none.
         spike_steps: steps that are spikes whatever their gradient; 1 is the first.
         replica_precision: also keeps factors computed at this matmul precision from the same gradients; see
@@ -133,7 +132,7 @@ class EigenbasisRotation(Callback):
         self._logged: set[str] = set()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Chooses the parameters."""
+        """Selects the parameters to track."""
         self._forget()
         optimizers = [_bare(optimizer) for optimizer in trainer.optimizers]
         self._tracked = tracked_parameters(pl_module.named_parameters(), optimizers, self.parameters, self.largest)
@@ -143,7 +142,7 @@ class EigenbasisRotation(Callback):
             rank_zero_warn(f"EigenbasisRotation does nothing: {names} keeps no eigenbases (Q_L), as SOAP and REKLS do")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes over the state of a run that goes on, and opens the files."""
+        """Restores the state of a resumed run, and opens the CSV files."""
         if not self._tracked:
             return
         if self.spike_steps and pl_module.automatic_optimization and not getattr(trainer, "fast_dev_run", False):
@@ -168,7 +167,7 @@ class EigenbasisRotation(Callback):
             self._log.open_files(Path(folder), self._step, with_replica=bool(self._replicas))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Looks for a spike, and freezes the state before it."""
+        """Detects a gradient-norm spike, and stores the snapshot before it."""
         if not self._tracked or next(iter(self._tracked.values())).outer is not _bare(optimizer):
             return
         self._pending += 1
@@ -198,7 +197,7 @@ class EigenbasisRotation(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measures if it is time, and keeps what later measurements need."""
+        """Measures if it is due, and stores the snapshots that later measurements need."""
         if not self._pending:
             return
         self._step += self._pending
@@ -225,19 +224,19 @@ class EigenbasisRotation(Callback):
             self._logged |= metrics.keys()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws."""
+        """Draws the figures."""
         if (trainer.current_epoch + 1) % self.draw_every_n_epochs == 0:
             self._draw(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws what has come since, and prints the latest verdicts."""
+        """Draws the latest figures, and prints the latest verdicts."""
         self._draw(trainer)
         if self._log.measured is not None:
             print_beside_bar(trainer, pl_module, self._log.summary())
         self._replicas.detach()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leaves the optimizer."""
+        """Removes the optimizer hooks."""
         self._replicas.detach()
 
     def charts(self, logged: Collection[str]) -> list[Chart]:
@@ -262,7 +261,7 @@ class EigenbasisRotation(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over those of the run that goes on, when training starts."""
+        """Restores those of the resumed run, when training starts."""
         self._restored = state_dict
 
     def _restore(self, state: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""How weights that were trained elsewhere take part in training."""
+"""Freezing, unfreezing and learning rate of implanted weights that were pretrained elsewhere."""
 
 from typing import Any, Literal, get_args
 

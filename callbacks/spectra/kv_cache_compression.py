@@ -1,4 +1,4 @@
-"""What compressing keys and values would do to a network, while it is validated."""
+"""KV-cache compression measured during validation: error, bytes, attention and predictions per codec."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from eigenscope.text import abbreviate_names
 
 
 class KVCacheCompression(Callback):
-    """Compresses the keys and values of attention layers during validation, and reports what is saved and lost.
+    """Measures KV-cache compression during validation: compression ratio, errors, attention and predictions.
 
     Some samples of a first batch calibrate the codecs, some of later batches are measured; with one batch its first
     half calibrates and its second half is measured. They pass through the module's ``forward`` once more, exactly,
@@ -35,8 +35,8 @@ class KVCacheCompression(Callback):
     Logged after validation as ``kv/<codec>/<measure>`` over all layers and ``kv/<codec>/<layer>/<measure>`` of each,
     over all ranks, which calibrate and measure each on their own samples (``kv_test/`` after a test):
 
-    - ``ratio``: bytes of keys and values as the run computes them over bytes stored, learned state included;
-      ``bits_per_element``, and of the two apart ``bits_keys`` and ``bits_values``;
+    - ``ratio``, the compression ratio: bytes of keys and values as the run computes them over bytes stored, learned
+      state included; ``bits_per_element``, and of the two apart ``bits_keys`` and ``bits_values``;
     - ``error_keys`` and ``error_values``, relative; ``bound_keys`` and ``bound_values``, the least that a code of
       Gaussian tokens of the same covariance could have at the same bits;
     - ``score_rmse``, ``attention_kl`` (nats) and ``output_cosine`` of each layer's attention, on up to four samples of
@@ -46,7 +46,7 @@ class KVCacheCompression(Callback):
 
     A batch is a sequence that begins with the input of ``forward`` and the labels, or a mapping of arguments with
     ``labels`` that are those of the next token, as in transformers. At the end of a fit, a validation or a test the
-    latest figures are printed, and TensorBoard gets the card ``kv/card`` and the figures ``kv/rate_distortion`` and
+    latest metrics are printed, and TensorBoard gets the text ``kv/table`` and the figures ``kv/rate_distortion`` and
     ``kv/layers``. ``exact``, ``int8`` and ``int4`` are always among the codecs.
 
     A measured validation of 2,000 images takes 13–17 % longer with the defaults and a DeiT of 4 layers of width 96 on a
@@ -120,12 +120,12 @@ class KVCacheCompression(Callback):
         self._evaluation = self._latest = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Counts from where the fit begins, which is later if it is resumed."""
+        """Starts counting at the fit's first step, which is later if it is resumed."""
         self._previous = (trainer.current_epoch, trainer.global_step)
         self._validations = 0
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets a validation that did not come to its end."""
+        """Discards the measurements of a validation that was interrupted."""
         self._evaluation = None
 
     on_test_epoch_start = on_validation_epoch_start
@@ -180,7 +180,7 @@ class KVCacheCompression(Callback):
     on_test_epoch_end = on_validation_epoch_end
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints, draws and writes the card."""
+        """Prints the table, draws the figures and writes the text."""
         if self._latest is None:
             self._say(
                 f"KVCacheCompression measured nothing: none of the {self._validations} validations of this fit was due "
@@ -189,7 +189,7 @@ class KVCacheCompression(Callback):
         self._report(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Does the same, unless a fit goes on."""
+        """Prints and draws after a validation outside of a fit."""
         if trainer.state.fn != TrainerFn.FITTING:
             self._report(trainer, pl_module)
         elif not trainer.sanity_checking:
@@ -210,7 +210,7 @@ class KVCacheCompression(Callback):
         prefix = _prefix(trainer)
         drawn = figures(self._latest) if tensorboard_loggers(trainer) else {}
         for board in tensorboard_loggers(trainer):
-            board.experiment.add_text(f"{prefix}/card", card(self._latest, self._dtype, title), self._step)
+            board.experiment.add_text(f"{prefix}/table", card(self._latest, self._dtype, title), self._step)
             for name, figure in drawn.items():
                 board.experiment.add_figure(f"{prefix}/{name}", figure, global_step=self._step)
 

@@ -1,4 +1,4 @@
-"""How compressed keys and values are reported: as a table, a card and figures."""
+"""Reports of KV-cache compression: scalars, a table, a text card and figures."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ _COLUMNS = {  # measure to its heading and format
 
 
 _CHARTS = {
-    "bits_keys": "bits of keys (an element)",
+    "bits_keys": "bits per element of keys",
     "error_keys": "relative error of keys",
-    "bits_values": "bits of values (an element)",
+    "bits_values": "bits per element of values",
     "error_values": "relative error of values",
-    "ratio": "bytes before over bytes stored",
-    "top1_agreement": "predictions that stay",
+    "ratio": "compression ratio (bytes before / bytes stored)",
+    "top1_agreement": "top-1 agreement of predictions",
     "accuracy_difference": "accuracy, decoded minus exact",
 }
 
 
 def charts(codecs: Sequence[str]) -> list[Chart]:
-    """The measures over all layers, a curve for each codec, some of which may not have been measured."""
+    """Charts of the metrics over all layers, a curve for each codec, some of which may not have been measured."""
     return [
         Chart("Keys and values: rate and distortion", title, tuple(f"kv/{codec}/{name}" for codec in codecs))
         for name, title in _CHARTS.items()
@@ -52,19 +52,19 @@ def charts(codecs: Sequence[str]) -> list[Chart]:
 
 
 def printed(sums: KVMetricSums, dtype: torch.dtype | None) -> str:
-    """The measures over all layers, a codec a line."""
+    """The table of metrics over all layers as text, a row per codec."""
     return f"{text_table(*_table(sums))}\n{_legend(sums, dtype)}"
 
 
 def card(sums: KVMetricSums, dtype: torch.dtype | None, title: str) -> str:
-    """The same as Markdown."""
+    """The table of metrics as Markdown."""
     header, rows = _table(sums)
     lines = [f"**{title}**", "", *(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))]
     return "\n".join([*lines, "", _legend(sums, dtype)])
 
 
 def figures(sums: KVMetricSums) -> dict[str, Figure]:
-    """What there is to draw, by tag."""
+    """The rate-distortion figure and the heat maps over layers, by tag."""
     measures = sums.by_layer()
     bits, errors = (
         torch.stack([measures[f"{what}_{x}"] for x in ("keys", "values")], -1) for what in ("bits", "error")

@@ -1,4 +1,4 @@
-"""What an autoencoder makes of images, and where its latents lie, as figures in TensorBoard."""
+"""Reconstruction grid: images beside their reconstructions, and spectra of latents, as figures in TensorBoard."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SIMPLICES = 200  # of each of them
 
 
 class ReconstructionGrid(Callback):
-    """After validation draws images beside their reconstructions, and the geometry of their latents beside baselines.
+    """Draws a grid of images and reconstructions after validation, and spectra of latents beside their baselines.
 
     Written to every TensorBoard logger at the global step: ``reconstructions``, see
     :func:`~eigenscope.figures.reconstruction_figure`; and for each point set of at least five points in four
@@ -58,7 +58,7 @@ class ReconstructionGrid(Callback):
         self._said = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checks the module, and says if there is nowhere to draw."""
+        """Checks the module, and warns if there is no TensorBoard logger."""
         if not isinstance(pl_module, Autoencoding):
             raise ValueError(
                 f"ReconstructionGrid needs a module with autoencode(images), which {type(pl_module).__name__} has not"
@@ -70,7 +70,7 @@ class ReconstructionGrid(Callback):
             self._said = True
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets the images of a validation that did not come to its end."""
+        """Discards the images of a validation that was interrupted."""
         self._images = {}
 
     def on_validation_batch_end(
@@ -94,7 +94,7 @@ class ReconstructionGrid(Callback):
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws; in the sanity check takes the baseline."""
+        """Draws the figures; in the sanity check measures the untrained baseline."""
         kept, self._images = dict(sorted(self._images.items())), {}
         if not kept:
             return
@@ -119,7 +119,7 @@ class ReconstructionGrid(Callback):
         return {"untrained": self._untrained}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over that of the run that goes on."""
+        """Restores that of the resumed run."""
         self._untrained = state_dict["untrained"]
 
     def _is_due(self, trainer: Trainer) -> bool:
@@ -131,7 +131,7 @@ class ReconstructionGrid(Callback):
         return not fits or (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
     def _sector_figures(self, trainer: Trainer, name: str, points: Tensor) -> dict[str, Figure]:
-        """The figures of a point_set's matrices (N, V, D), by tag."""
+        """The figures of a point set's matrices (N, V, D), by tag."""
         num_points, dim = points.shape[1:]
         measured, untrained = _measure(points), self._untrained.get(name)
         point_set = f"point_set {name}: {num_points} points in {dim} dimensions"

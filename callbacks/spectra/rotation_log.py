@@ -1,4 +1,4 @@
-"""What a run leaves behind about its eigenbases: numbers, verdicts, figures and files."""
+"""Logs of eigenbasis rotation: scalars, verdicts, figures and CSV files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Rows = dict[Any, deque[list[float]]]
 
 
 class RotationLog:
-    """Measures, and gives metrics, text, files and figures out; goes with a checkpoint.
+    """Collects eigenbasis rotations as metrics, text, CSV files and figures; its state goes with a checkpoint.
 
     Args:
         k: of the top-k angle.
@@ -54,7 +54,7 @@ class RotationLog:
         self._tables: dict[str, StepTable] = {}
 
     def open_files(self, folder: Path, step: int, with_replica: bool) -> None:
-        """Writes into this folder from now on, after what it holds up to ``step``."""
+        """Appends to the CSV files of this folder, after their rows up to ``step``."""
         for name, columns in _COLUMNS.items():
             if name != "replica" or with_replica:
                 self._tables[name] = StepTable(folder / f"{name}.csv", columns.split(","), step)
@@ -217,7 +217,7 @@ class RotationLog:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], tracked: Iterable[str]) -> None:
-        """Goes on from there, for the parameters that are still tracked."""
+        """Restores the state, for the parameters that are still tracked."""
         names = set(tracked)
         self.measured, self._overlap_reference = state["measured"], state["overlap_reference"]
         self.spikes = deque(state["spikes"], maxlen=_SPIKES)

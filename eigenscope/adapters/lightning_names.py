@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from eigenscope.adapters import Library, MissingNameError, report_fallback
 
 _LIGHTNING = Library("lightning")
-_OWN_RESUME = "a run that is resumed within an epoch goes on as Lightning resumes it, not bit for bit"
+_OWN_RESUME = "a run that is resumed within an epoch continues as Lightning resumes it, not bit for bit"
 _DICTIONARIES = ("callback", "logged")
 
 #: Functions of Lightning in which the parts of a run are looked over, before the first step.
@@ -206,7 +206,7 @@ def ignore_moved_checkpoints() -> None:
 
 
 def ignore_existing_checkpoints() -> None:
-    """Leaves out the warning that the folder of checkpoints is not empty, for runs that go on in it."""
+    """Leaves out the warning that the folder of checkpoints is not empty, for runs that are resumed in it."""
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
 
 

@@ -1,4 +1,4 @@
-"""LightningCLI for Eigenscope: ``fit``, ``validate``, ``test``, ``predict``, and the door to ``compare``."""
+"""LightningCLI for Eigenscope: ``fit``, ``validate``, ``test``, ``predict``, and the dispatch to ``compare``."""
 
 import sys
 from collections.abc import Iterator
@@ -95,7 +95,7 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
             "--warm_start",
             type=str | None,
             help="fit: a checkpoint or .safetensors file to begin with the weights of. Optimizer, epochs and random "
-            "streams begin anew; to go on with a run there is --ckpt_path.",
+            "streams start afresh; to resume a run use --ckpt_path.",
         )
         parser.add_argument(
             "--warm_start_map",
@@ -142,7 +142,7 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
             raise ConfigurationError(str(error)) from error
 
     def _check_checkpoint(self, path: Path) -> None:
-        """Refuses a checkpoint that does not go with the configuration; a run that goes on does so in its folder."""
+        """Refuses a checkpoint that contradicts the configuration; a resumed run writes to its own folder."""
         config = self.config[self.subcommand]
         config.ckpt_path = str(path)
         if config.weights_only is False:
@@ -293,7 +293,7 @@ def main(args: list[str] | None = None) -> Any:
 
 
 def script() -> None:
-    """The command as installed: what a person can mend is one sentence instead of a traceback."""
+    """The command as installed: errors the user can fix are one sentence instead of a traceback."""
     end_with_launcher()
     leave_to_main_thread()
     try:

@@ -1,4 +1,4 @@
-"""Functions that take numbers and return a matplotlib figure, which belongs to no window and no global list."""
+"""Matplotlib figures: functions from tensors and numbers to a figure without a window or global state."""
 
 from eigenscope.figures.battery_matrix import battery_matrix
 from eigenscope.figures.kv import layer_heat_maps, rate_distortion_figure

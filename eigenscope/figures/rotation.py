@@ -1,4 +1,4 @@
-"""Eigenbases of a preconditioner as they turn: angles, eigenvalues, and one basis seen from another."""
+"""Figures of eigenbasis rotation: angles over steps, eigenvalues, and overlap of two bases."""
 
 from __future__ import annotations
 

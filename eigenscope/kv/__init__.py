@@ -1,4 +1,4 @@
-"""Compression of the keys and values that attention keeps: codecs, the bytes they hold, and what they cost."""
+"""KV-cache compression: codecs of keys and values, their stored bytes, and their effect on attention."""
 
 from typing import TYPE_CHECKING, Any
 

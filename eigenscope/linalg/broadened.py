@@ -1,4 +1,4 @@
-"""Eigendecomposition whose gradient stays finite where eigenvalues meet."""
+"""Eigendecomposition whose gradient stays finite for (nearly) equal eigenvalues."""
 
 from typing import Any
 

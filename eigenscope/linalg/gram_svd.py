@@ -1,4 +1,4 @@
-"""Thin singular value decomposition through the Gram matrix."""
+"""Thin singular value decomposition (SVD) through the Gram matrix."""
 
 from typing import Literal, NamedTuple
 

@@ -1,4 +1,4 @@
-"""LAPACK over a large batch of small matrices, on all cores."""
+"""Multithreaded LAPACK over a large batch of small matrices."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""Networks, and the hook points through which their inner tensors are observed."""
+"""Networks, and the hook points through which their intermediate tensors are observed."""
 
 from eigenscope.nn.autoencoders.implants import ImplantedVAE
 from eigenscope.nn.autoencoders.linear_readout import LinearReadoutAutoencoder, ReadoutCode

@@ -25,7 +25,7 @@ class HookPoint(nn.Module):
     """Returns its input, or what the attached hooks make of it, in the order they came.
 
     A hook is a function from tensor to tensor. It sees the tensor as the network does, with its gradient history, and
-    what it returns goes on in its place.
+    what it returns replaces it.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ def attach_hooks(module: nn.Module, *patterns: str, hook: Callable[[str, Tensor]
     Args:
         module: see there.
         patterns: see there.
-        hook: called with a hook point's name and its tensor; what it returns goes on in the tensor's place.
+        hook: called with a hook point's name and its tensor; what it returns replaces the tensor.
 
     Raises:
         ValueError: a pattern matches no hook point.

@@ -1,4 +1,4 @@
-"""Optimizers of matrices (SOAP, REKLS and Muon at a stated precision, and one that is two), learning-rate schedules."""
+"""Optimizers of matrices (SOAP, REKLS, Muon, the composite SplitOptimizer) and learning-rate schedules."""
 
 from eigenscope.optim.eigenbases.factors import KroneckerFactors, kronecker_factors, preconditioner
 from eigenscope.optim.muon import Muon

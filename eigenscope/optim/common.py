@@ -1,4 +1,4 @@
-"""What the optimizers share: named parameter groups, matmul precision as an argument, state in its saved dtype."""
+"""Shared optimizer utilities: named parameter groups, matmul precision as an argument, state in its saved dtype."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""SOAP and REKLS: Adam in the eigenbases of Shampoo's factors, at a stated matmul precision."""
+"""SOAP and REKLS: Adam in the eigenbases of Shampoo's Kronecker factors, at a stated matmul precision."""
 
 import math
 import sys
@@ -121,7 +121,7 @@ class SOAP(MatrixOptimizer):
         with matmul_precision(self.fp32_matmul_prec):
             update_factors(state, gradient, beta, group["eps"] if self.use_kl_shampoo else None)
         with matmul_precision(self.qr_fp32_matmul_prec):
-            update_eigenbases(state, self.use_eigh or step == 1)  # iteration goes on from a basis
+            update_eigenbases(state, self.use_eigh or step == 1)  # iteration continues from a basis
         parameter.add_(parameter, alpha=-group["weight_decay"] * group["lr"])
         with matmul_precision(self.fp32_matmul_prec):
             projected_grad = project(state, gradient)

@@ -1,4 +1,4 @@
-"""The parts of a step of SOAP for one matrix, over the functions of emerging-optimizers."""
+"""Steps of SOAP for one matrix: Kronecker factors, eigenbases, projected gradient, over emerging-optimizers."""
 
 from functools import cache
 from types import ModuleType

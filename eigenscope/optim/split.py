@@ -1,4 +1,4 @@
-"""One optimizer that is two: matrices go to one, everything else to another."""
+"""Composite optimizer: hidden matrices to one optimizer, all other parameters to another."""
 
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from fnmatch import fnmatchcase
@@ -34,7 +34,7 @@ NOT_MATRICES = (
 
 
 class SplitOptimizer(Optimizer):
-    """Sends hidden weight matrices to one optimizer and everything else to another, and is one optimizer to others.
+    """Composite optimizer: hidden weight matrices go to one optimizer, all other parameters to another.
 
     A parameter goes to ``matrix`` if it is 2-D, no pattern of ``exclude`` matches its name, no side is longer than
     ``max_side``, and it is not shaped as its own bias, as the gains of stacked norms are. SOAP, REKLS and Muon take

@@ -1,4 +1,4 @@
-"""Results of runs: what one run leaves behind, the scoreboard over runs, and the comparison of arms."""
+"""Results of runs: run metadata, the scoreboard over runs, and the statistics of comparisons."""
 
 from eigenscope.results.run_metadata import RunMetadata, update_record
 from eigenscope.results.run_result import EpochResult, MonitoredMetric, RunResult, StoppedRun, scored

@@ -1,4 +1,4 @@
-"""A run's record as Markdown, for people who look at it in TensorBoard."""
+"""Run metadata as Markdown, for TensorBoard's TEXT page."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ DIFFERS = "⚠"
 
 
 def card_text(card: Mapping[str, Any]) -> str:
-    """The sections of a card but for the configuration and the routing, which are long; settings that differ first.
+    """Run metadata as Markdown, without configuration and routing, which are long; settings that differ first.
 
     Args:
         card: as :class:`eigenscope.callbacks.RunMetadataCallback` writes it.

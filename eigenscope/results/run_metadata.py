@@ -1,4 +1,4 @@
-"""The one record of a run, ``run.json`` in its log folder: what it was, how it ended and what came of it."""
+"""Run metadata file, ``run.json`` in the log folder: settings, status and results of a run."""
 
 import json
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -14,7 +14,7 @@ Outcome = Literal["running", "finished", "stopped", "interrupted", "failed"]
 
 @dataclass(frozen=True)
 class RunMetadata:
-    """One run, over all its resumes.
+    """Run metadata of one run, over all its resumes.
 
     Args:
         card: sections written when it was last started; empty if nobody wrote any.
@@ -72,7 +72,7 @@ class RunMetadata:
                 known["stopped"] = StoppedRun(**_known(StoppedRun, known["stopped"]))
             return cls(**known | {"resumed": tuple(known.get("resumed", ()))})
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path} is not the record of a run: {error}; move it away to begin a new one") from error
+            raise ValueError(f"{path} is not run metadata: {error}; move it away to begin a new one") from error
 
 
 def update_record(log_dir: Path, **changes: Any) -> RunMetadata:

@@ -1,4 +1,4 @@
-"""The head-to-head of several arms that were trained with the same seeds."""
+"""Statistics of a comparison: means over seeds and paired confidence intervals between arms."""
 
 import statistics
 import warnings
@@ -15,7 +15,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Mean of paired differences with the half-width of its 95 % interval by Student's t; None with a single pair."""
+    """Mean paired difference and the half-width of its 95 % interval by Student's t; None with a single pair."""
 
     mean: float
     half_width: float | None
@@ -105,7 +105,7 @@ def compare_arms(arms: Mapping[str, Mapping[int, RunResult]]) -> list[ArmSummary
 
 
 def comparison_table(summaries: Sequence[ArmSummary]) -> str:
-    """The head-to-head as text: a row per arm, then a row per difference to the first arm."""
+    """The comparison as text: a row per arm, then a row per difference to the first arm."""
     first = summaries[0]
     leaf, unit = first.score.name.removeprefix("val/"), first.score.unit
     digits = ".2f" if first.score.percent else ".4g"

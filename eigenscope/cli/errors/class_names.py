@@ -1,4 +1,4 @@
-"""The classes that a configuration may name, and the arguments that they take."""
+"""Class names that a configuration may use, and the arguments of these classes."""
 
 import inspect
 import pydoc

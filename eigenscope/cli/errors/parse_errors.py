@@ -1,4 +1,4 @@
-"""What is wrong with a command line or a configuration file, in one sentence."""
+"""Parse errors of a command line or a configuration file, explained in one sentence."""
 
 import argparse
 import inspect
@@ -47,7 +47,7 @@ def explain_parse_error(error: Exception, parser: ExplainingParser) -> str:
     if isinstance(error, NoOptionsError):
         return _not_options(error.group, error.value, args)
     if isinstance(error, NullError):
-        return f"{origin([error.path], None, args)} takes {in_words(error.annotation)}, not null"
+        return f"{origin([error.path], None, args)}: expected {in_words(error.annotation)}, got null"
     if isinstance(error, argparse.ArgumentError) and not found.path:
         return _argument_fault(error, parser, args)
     if not found.path and (fault := _file_fault(args)):
@@ -219,18 +219,20 @@ def _value_fault(found: Refusal, parser: ExplainingParser, args: list[str]) -> s
             return f"{at}: {fault}"
     elif not is_spec:
         meant = nearest(str(value), choices(annotation))
-        allowed = f"takes {in_words(annotation)}, not {_written(value)}"
-        return f"{origin([path], value, args)} {allowed}{hint(meant, [], '')}"
+        expected = f"expected {in_words(annotation)}, got {_written(value)}"
+        return f"{origin([path], value, args)}: {expected}{hint(meant, [], '')}"
     return _one_line(f"{origin([path], name, args)}: {found.reason}")
 
 
 def _not_options(group: str, value: object, args: list[str]) -> str:
     at = origin([group.split(".")], value, args)
-    return f"{at} takes options (a mapping, or a file with one), not {_written(value)}"
+    return f"{at}: expected a mapping of options, or a file with one, got {_written(value)}"
 
 
 def _written(value: object) -> str:
-    return "null" if value in (None, "None") else str(value)  # jsonargparse makes a text of a null that it refused
+    if value in (None, "None"):  # jsonargparse makes a str of a null that it refused
+        return "null"
+    return repr(value) if isinstance(value, str) and isinstance(_loaded(value), str) else str(value)
 
 
 def _one_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What a parser refused, read from the error that it raised."""
+"""Parse failure: option, value and annotation, read from the frames of a jsonargparse error."""
 
 import traceback
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A parser whose errors are one sentence."""
+"""Argument parser whose errors are one sentence."""
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ class UsageError(Exception):
 
 
 class ExplainingParser(ArgumentParser):
-    """A parser whose refusals are :class:`UsageError` instead of a usage and an exit.
+    """Argument parser that raises :class:`UsageError` with one sentence instead of printing a usage and exiting.
 
     Attributes:
         packages: names of packages whose re-exports are the classes that a configuration names.

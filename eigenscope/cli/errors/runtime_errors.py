@@ -1,4 +1,4 @@
-"""Errors at run time that the user can fix, as one sentence each: what happened, to what, and what is left."""
+"""Runtime errors that the user can fix, one sentence each: what happened, to what, and what is left."""
 
 import errno
 import os
@@ -31,7 +31,7 @@ def explain(error: BaseException) -> str | None:
         error: as it left the training, with its traceback, from which paths are read that the error does not name.
 
     Returns:
-        The sentence, with the checkpoint that a training can go on from; None for any other error.
+        The sentence, with the checkpoint that a training can resume from; None for any other error.
     """
     chain = list(_chain(error))
     for known in (_worker_error, _dead_worker, _unwritable, _full):
@@ -145,11 +145,11 @@ def _path(error: BaseException) -> Path | None:
 
 
 def _what_is_left(chain: list[BaseException]) -> list[str]:
-    """Which checkpoint a training can go on from; nothing of a run that trained nothing."""
+    """Which checkpoint a training can resume from; nothing of a run that trained nothing."""
     trainers = _fitting(chain)
     for folder in filter(Path.is_dir, _checkpoint_folders(trainers)):
         with suppress(ValueError):  # there is none
-            return [f"what was saved before is whole, go on with --ckpt_path {find_checkpoint(str(folder))}"]
+            return [f"earlier checkpoints are intact, resume with --ckpt_path {find_checkpoint(str(folder))}"]
     return ["no checkpoint had been saved before"] if trainers else []
 
 

@@ -1,4 +1,4 @@
-"""Which callbacks of a configuration affect training, by the attribute ``affects_training`` of their classes.
+"""Callbacks of a configuration that affect training, by the attribute ``affects_training`` of their classes.
 
 A callback whose class says ``affects_training = True`` takes part in training: a resumed run must have it, with the
 same arguments. Any other may come, go and change; one whose class does not say is no exception.

@@ -73,9 +73,9 @@ def changed_options(allowed: Iterable[Difference], saved: Config, now: Config) -
 
 
 def _reason_against(difference: Difference) -> str | None:
-    """Why a difference could not take effect in a run that goes on."""
+    """Why a difference could not take effect in a resumed run."""
     if difference.path == "seed_everything":
-        return "random streams go on from those of the checkpoint; another seed begins a new run, with --warm_start"
+        return "random streams continue from those of the checkpoint; another seed begins a new run, with --warm_start"
     kind = loaded_class(difference.now) if difference.path.endswith(".class_path") else None
     if kind is not None and issubclass(kind, Optimizer):
         return "the state of one optimizer is none of another's; another optimizer begins a new run, with --warm_start"

@@ -1,4 +1,4 @@
-"""Going on with a run: which checkpoint, whether the configuration is still its own, and in which folder."""
+"""Resume compatibility: the checkpoint to resume from, its configuration, and the run folder."""
 
 import os
 from collections.abc import Collection, Mapping
@@ -15,7 +15,7 @@ _FOLDER = "checkpoints"
 
 @dataclass(frozen=True)
 class Resumption:
-    """How a configuration goes on with the run of a checkpoint.
+    """How a configuration resumes the run of a checkpoint.
 
     Attributes:
         lines: what to say about it, for people.
@@ -72,7 +72,7 @@ def find_checkpoint(asked: str) -> Path:
 def check_resume(
     checkpoint: Config, path: Path, now: Config, sections: Mapping[str, type], linked: Collection[str]
 ) -> Resumption:
-    """Refuses a configuration with which the run of a checkpoint would not go on as it began.
+    """Refuses to resume a checkpoint with a configuration that contradicts its own.
 
     Args:
         checkpoint: what the file holds.
@@ -91,12 +91,12 @@ def check_resume(
     began = all(now.get(key) == saved.get(key) for key in ("warm_start", "warm_start_map"))
     if warm is not None and (CONFIGURATION not in checkpoint or not began):
         raise ValueError(
-            "ckpt_path and warm_start exclude each other: ckpt_path goes on with a run, warm_start begins one with the "
-            f"weights of another; got {path} and {warm}"
+            "ckpt_path and warm_start exclude each other: ckpt_path resumes a run, warm_start starts a new one with "
+            f"the weights of another; got {path} and {warm}"
         )
     if "optimizer_states" not in checkpoint:
         raise ValueError(
-            f"checkpoint {path} holds weights alone: no run goes on from it; begin one with --warm_start {path}"
+            f"checkpoint {path} holds weights alone: it cannot be resumed; start a new run with --warm_start {path}"
         )
     if CONFIGURATION in checkpoint:
         affecting = checkpoint.get(AFFECTING)
@@ -113,7 +113,7 @@ def check_resume(
     if refused:
         raise ValueError(
             f"the configuration contradicts that of the checkpoint {path}:{_listed(refused)}\n"
-            f"A run goes on as it began. With another configuration begin a new one with --warm_start {path}, or "
+            f"Resuming requires the original configuration. With another one start a new run, --warm_start {path}, or "
             "permit a difference on purpose with --resume_allow KEY"
         )
     return Resumption(tuple(line for line in (note, said) if line), tuple(allowed), saved)

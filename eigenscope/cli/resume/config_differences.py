@@ -1,4 +1,4 @@
-"""A configuration against that of a checkpoint: what a resumed run may not change."""
+"""Differences between a configuration and that of a checkpoint: what a resumed run may not change."""
 
 import dataclasses
 import enum
@@ -73,7 +73,7 @@ _COUNTS_OR_SHARES = (
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """One value that two configurations have otherwise.
+    """One value that differs between two configurations.
 
     Attributes:
         path: dotted, such as ``model.init_args.net.init_args.width``; a callback goes by the name of its class.
@@ -92,7 +92,7 @@ class Difference:
 def contradictions(
     saved: Config, now: Config, sections: Mapping[str, type] | None = None, affecting: Collection[str] | None = None
 ) -> list[Difference]:
-    """Everything by which ``now`` would not go on with the run that ``saved`` began.
+    """Everything by which ``now`` contradicts ``saved``, the configuration of the run to be resumed.
 
     Left out are :data:`FREE` and the callbacks that do not affect training.
 
@@ -134,7 +134,7 @@ def callback_changes(saved: Config, now: Config, affecting: Collection[str] | No
 
 
 def differences(saved: Any, now: Any, path: str = "", sections: Mapping[str, type] | None = None) -> list[Difference]:
-    """Every value that two resolved configurations have otherwise.
+    """Every value that differs between two resolved configurations.
 
     A value that one of them lacks counts as what it would be by default: None, or the default of the argument of the
     class that both name. Where they name different classes, of the arguments only those are compared that both state.

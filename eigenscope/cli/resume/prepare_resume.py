@@ -1,4 +1,4 @@
-"""From a checkpoint and a configuration to what a resumed fit needs beside them: options, callbacks, provenance."""
+"""Preparation of a resumed fit from a checkpoint and a configuration: options, callbacks, provenance."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -45,11 +45,11 @@ def prepare_resume(
         linked: arguments of the network that the data fills in.
 
     Raises:
-        ValueError: the run of the checkpoint would not go on as it began.
+        ValueError: the configuration contradicts that of the checkpoint.
     """
     resumption = check_resume(checkpoint, path, now, {"trainer": Trainer}, linked)
     prepared = PreparedResume(resumption.lines)
-    begun = checkpoint.get(CONFIGURATION, {})  # its checkpoints go on saying with which weights the run began
+    begun = checkpoint.get(CONFIGURATION, {})  # its checkpoints keep saying with which weights the run began
     config.warm_start, config.warm_start_map = begun.get("warm_start"), begun.get("warm_start_map")
     config.resume_allow = None  # is of this start alone, and in the run's record
     if resumption.allowed:

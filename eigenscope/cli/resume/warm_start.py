@@ -1,4 +1,4 @@
-"""Weights of a checkpoint in a module that need not be the one it was made from."""
+"""Warm start: weights of a checkpoint loaded into a module that may differ from the checkpoint's."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Generation with a compressed cache for the length of a ``with`` block."""
+"""Context manager for generation with a compressed KV cache."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""The compressed cache of one layer."""
+"""Compressed KV cache of one layer."""
 
 import dataclasses
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a cache holds, beside what it would hold uncompressed."""
+"""Memory report of a KV cache: stored bytes, compression ratio, fraction saved."""
 
 from dataclasses import dataclass, fields
 
@@ -7,7 +7,7 @@ import torch
 
 @dataclass(frozen=True)
 class CacheReport:
-    """Bytes stored, each storage counted once and whole, so that they are what would be freed with the cache.
+    """Memory of a cache: stored bytes, each storage counted once and whole, as would be freed with the cache.
 
     Attributes:
         tokens: slots of each sequence, padding included.

@@ -1,4 +1,4 @@
-"""What the cache needs of the transformers library, which is an extra."""
+"""Imports from the optional transformers library."""
 
 try:
     from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel

@@ -1,4 +1,4 @@
-"""A cache for generation with transformers that keeps most keys and values as codes."""
+"""Compressed KV cache for generation with transformers."""
 
 from collections.abc import Sequence
 

@@ -1,1 +1,1 @@
-"""Codecs: what compresses blocks of keys and values."""
+"""KV codecs: compression of blocks of keys and values."""

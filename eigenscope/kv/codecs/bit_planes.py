@@ -1,4 +1,4 @@
-"""Lloyd–Max quantisers of unit normal numbers, and their codes packed in bit planes."""
+"""Lloyd–Max quantisers of standard normal numbers, and bit-plane packing of their codes."""
 
 import functools
 import itertools

@@ -1,4 +1,4 @@
-"""Codecs of keys and values: what they learn, what they store, and the bytes of it."""
+"""Codec interface for keys and values: fit, encode, decode, and the stored bytes."""
 
 import contextlib
 import dataclasses
@@ -47,7 +47,7 @@ class _Stored:
 
 @dataclass(frozen=True, eq=False)
 class Fitted(_Stored):
-    """What a codec learned from calibration data; a codec that learns nothing only remembers their shape.
+    """State that a codec learned from calibration data; a codec that learns nothing only keeps their shape.
 
     Attributes:
         groups: sizes of the dimensions before (T, d) that have a state of their own, such as (heads,).
@@ -150,7 +150,7 @@ class ExactCode(Code):
 
 @dataclass(frozen=True)
 class Exact(Codec):
-    """Keeps X as it is, the baseline."""
+    """Stores X uncompressed: the exact baseline."""
 
     def encode(self, X: Tensor, fitted: Fitted) -> ExactCode:  # noqa: D102
         check_fits(X, fitted)
@@ -264,7 +264,7 @@ def _walk(tree: object, path: str) -> Iterator[tuple[str, Tensor]]:
 
 @dataclass(frozen=True)
 class KVCodec:
-    """What compresses keys, and what compresses values.
+    """A codec of keys and one of values.
 
     Errors of keys move the weights of attention and cost more than errors of values: give keys more bits.
 
@@ -291,7 +291,7 @@ class KVCodec:
 
 
 class FittedKV(NamedTuple):
-    """What the codecs of keys and of values of one layer have learned."""
+    """Fitted states of the codecs of keys and of values of one layer."""
 
     keys: Fitted
     values: Fitted

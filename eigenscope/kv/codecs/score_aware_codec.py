@@ -1,4 +1,4 @@
-"""Transform coding that keeps attention scores and outputs rather than keys and values."""
+"""Score-aware transform codec: minimises the error of attention scores and outputs, not of keys and values."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from eigenscope.linalg.threaded import eigh
 
 @dataclass(frozen=True)
 class ScoreAwareCodec(TransformCodec):
-    """A :class:`TransformCodec` whose error counts as attention feels it.
+    """A :class:`TransformCodec` that minimises the error of attention scores and outputs.
 
     For keys, fitted with queries: the scores Q Kᵀ change by ‖Q (K − K̂)ᵀ‖² = Σ ‖S (k − k̂)‖² over the tokens, with
     S = (QᵀQ)^½. So K S is coded in the eigenbasis of its own covariance, and decoding undoes S. Directions that no

@@ -1,4 +1,4 @@
-"""Transform coding: a basis that is shared by all blocks, and bits where the variance is."""
+"""Transform codec (KLT): a basis shared by all blocks, and bits allocated by variance."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How a transform codec learns its bases, bits and scales."""
+"""Fitting of a transform codec: bases, bit allocation and scales."""
 
 import math
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""What a transform codec has learned: directions of several groups in one list, and where each belongs."""
+"""State of a fitted transform codec: directions of all groups in one list, and their positions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

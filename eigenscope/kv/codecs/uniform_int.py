@@ -1,4 +1,4 @@
-"""Plain integers with a scale and an offset: the baseline without any transform."""
+"""Uniform integer quantisation with scale and offset: the baseline without a transform."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,1 +1,1 @@
-"""What codecs do to the keys, values and attention of a network, measured as it runs."""
+"""Evaluation of KV codecs in a running network: capture, error measures, sums of metrics."""

@@ -1,4 +1,4 @@
-"""Attention layers of three kinds, and the way to their queries, keys and values."""
+"""Adapters of attention layers (DeiT, nn.MultiheadAttention, transformers): access to queries, keys and values."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -18,12 +18,12 @@ from eigenscope.nn.transformers.causal_transformer import CausalAttention, rotat
 Role = Literal["queries", "keys", "values"]
 ROLES: tuple[Role, ...] = ("queries", "keys", "values")
 AttentionHook = Callable[[str, Role, Tensor], Tensor]
-"""Takes a layer's name, a role and its tensor (B, heads, T, d), before rotation; what it returns goes on."""
+"""Takes a layer's name, a role and its tensor (B, heads, T, d), before rotation; what it returns replaces it."""
 
 
 @dataclass
 class AttentionContext:
-    """What a layer's attention does with its queries, keys and values; complete after a forward pass.
+    """Attention context of a layer: mask, scale and rotation; complete after a forward pass.
 
     Attributes:
         mask: broadcasts against (B, query heads, n, T), boolean (True: may look) or added to the scores; None for none.

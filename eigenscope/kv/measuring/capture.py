@@ -1,4 +1,4 @@
-"""Queries, keys and values of a network as it runs, captured and replaced."""
+"""Capture and replacement of queries, keys and values in a running network."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -12,7 +12,7 @@ from eigenscope.kv.measuring.attention_layers import ROLES, AttentionContext, At
 
 
 class Captured(NamedTuple):
-    """One layer in one forward pass.
+    """Captured queries, keys and values of one layer in one forward pass.
 
     Attributes:
         queries: (B, query heads, n, d), before rotation as the others.
@@ -55,7 +55,7 @@ def replaced(
 
 
 def capture[T](layers: Sequence[AttentionLayer], run: Callable[[], T]) -> tuple[T, dict[str, Captured], dict[str, str]]:
-    """Runs a network once and keeps what its attention layers saw.
+    """Runs a network once and captures the queries, keys and values of its attention layers.
 
     Args:
         layers: to look at.

@@ -1,4 +1,4 @@
-"""What codecs do to the keys and values of a network: fitted on some samples, measured on others."""
+"""Evaluation of KV codecs on a network: fitted on some samples, measured on others."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ Decoded = dict[str, tuple[Tensor, Tensor]]
 
 
 def baseline_codecs() -> dict[str, KVCodec]:
-    """What every codec is measured beside: nothing done, and plain rounding, keys by channel and values by token."""
+    """Baseline codecs: exact, and uniform integers, keys by channel and values by token."""
     uniform = {
         f"int{bits}": KVCodec(UniformInt(bits, axis="channel"), UniformInt(bits, axis="token")) for bits in (8, 4)
     }
@@ -62,7 +62,7 @@ class _Stack(NamedTuple):
 
 
 class KVEvaluation:
-    """Codecs on their way: fitted once, then measured on any number of other samples of the same network.
+    """Evaluation of codecs: fitted once, then measured on any number of other samples of the same network.
 
     A state that a codec has learned is counted with every measured batch, as if it served no other.
 

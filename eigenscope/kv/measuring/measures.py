@@ -1,4 +1,4 @@
-"""How much attention changes when keys and values are decoded ones."""
+"""Attention error measures: score RMSE, KL divergence and output cosine with decoded keys and values."""
 
 import math
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from eigenscope.kv.codecs.codec import computed_in, no_grad_no_autocast
 
 
 class AttentionChange(NamedTuple):
-    """What decoded keys and values change, each (*batch, query heads), over the queries that may look somewhere.
+    """Errors of attention with decoded keys and values, each (*batch, query heads), over the unmasked queries.
 
     Attributes:
         score_rmse: root mean square difference of scores, over the tokens that a query may look at.

@@ -1,4 +1,4 @@
-"""Sums of what codecs do to keys, values and attention, and the measures that they are."""
+"""Accumulated metrics of KV codecs: errors of keys, values and attention, summed over batches."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ _OF_LOGITS = ("top1_agreement", "accuracy_difference", "logit_kl")
 
 @dataclass
 class KVMetricSums:
-    """Sums over samples, which add up over batches and over processes.
+    """Sums of codec metrics over samples, which add up over batches and over processes.
 
     Args:
         codecs: their names.

@@ -1,4 +1,4 @@
-"""A few samples of a batch, and a network's predictions for them."""
+"""Sampled batch: a few samples of a batch, and a network's predictions for them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Self
@@ -19,7 +19,7 @@ def spread_batches(count: float, chosen: int) -> set[int]:
 
 
 class SampledBatch:
-    """Some samples of a batch on their way through a network.
+    """Sampled batch: some samples of a batch, to be passed through a network.
 
     A batch is a sequence that begins with the network's input and maybe the labels, an input alone, or a mapping of
     arguments, whose ``labels`` are not handed on and are, for logits (B, T, classes), those of the token before.

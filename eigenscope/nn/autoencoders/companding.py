@@ -1,4 +1,4 @@
-"""Companding of patches: numbers of any magnitude as a scale and a few units about zero, and back."""
+"""Companding of patches: values of any magnitude as a scale and an asinh-compressed remainder, and the inverse."""
 
 from typing import NamedTuple
 

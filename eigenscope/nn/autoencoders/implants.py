@@ -1,4 +1,4 @@
-"""Trained batteries within the variational autoencoder of patches, and the controls that tell what they bring."""
+"""Implants: pretrained batteries inside the variational patch autoencoder, and their random controls."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -108,7 +108,7 @@ class ImplantedVAE(SimplexVAE):
         return self.batteries.parameters()
 
     def set_implants_trainable(self, trainable: bool) -> None:
-        """Whether the weights of the batteries require gradient; the mixers go on learning."""
+        """Whether the weights of the batteries require gradient; the mixers keep learning."""
         self.batteries.requires_grad_(trainable)
 
     def _implanted_points(self, companded: Tensor) -> Tensor:

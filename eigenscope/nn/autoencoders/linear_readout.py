@@ -1,4 +1,4 @@
-"""The no-SVD ablation: a learned readout in the place of the singular value decomposition."""
+"""Linear readout in place of the singular value decomposition: the no-SVD ablation."""
 
 from typing import Literal, NamedTuple, get_args
 

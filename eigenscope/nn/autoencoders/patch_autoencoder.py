@@ -1,4 +1,4 @@
-"""What the autoencoders of patches share: the way to points on a sphere, the way back, and large images in tiles."""
+"""Base class of patch autoencoders: encoding to points on a sphere, decoding, and tiling of large images."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -41,7 +41,7 @@ class SpectralCrossAttention(nn.Module):
 
 
 class PatchCode(Protocol):
-    """What an encoder knows of the L = rows × columns patches of B images, row by row."""
+    """Code of an encoder for the L = rows × columns patches of B images, row by row."""
 
     @property
     def points(self) -> Tensor:

@@ -12,7 +12,7 @@ _GRAM_DTYPES = {"fp64": torch.float64, "fp32": torch.float32}
 
 
 class SpectralCode(NamedTuple):
-    """What PatchSVAE knows of the L = rows × columns patches of B images, row by row.
+    """Code of PatchSVAE for the L = rows × columns patches of B images, row by row.
 
     Attributes:
         points: M, (B, L, V, D): V points on the unit sphere of R^D a patch.

@@ -1,4 +1,4 @@
-"""Patches of images, and the residual MLP that reads and writes them."""
+"""Patch extraction and reassembly of images, and the residual MLP of the patch autoencoders."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ def fold_patches(patches: Tensor, grid: tuple[int, int], patch_size: int) -> Ten
 
 
 class BoundarySmoothing(nn.Module):
-    """x + Conv3×3(GELU(Conv3×3(x))) over a whole image, to mend the seams between patches; the identity at first.
+    """x + Conv3×3(GELU(Conv3×3(x))) over a whole image, to smooth the seams between patches; the identity at first.
 
     Args:
         width: middle channels.

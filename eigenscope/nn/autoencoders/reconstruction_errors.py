@@ -1,4 +1,4 @@
-"""What a reconstruction costs: functions of its error, with tails from quadratic to logarithmic."""
+"""Reconstruction losses: Huber, log-cosh, Student-t and others, with tails from quadratic to logarithmic."""
 
 import math
 from typing import Literal, get_args
@@ -48,7 +48,7 @@ def student_t_errors(
         reconstructions: (B, ...).
         targets: same shape.
         log_scale: log σ, a scalar or (...) as a sample, usually a parameter.
-        degrees_of_freedom: ν > 0; 1 is the Cauchy law, large ν tend to the Gaussian.
+        degrees_of_freedom: ν > 0; 1 is the Cauchy distribution, large ν tend to the Gaussian.
 
     Returns:
         (B,) in nats per number, at least float32.

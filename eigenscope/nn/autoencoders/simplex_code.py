@@ -1,4 +1,4 @@
-"""What SimplexVAE knows of images: a latent and the points on spheres around it."""
+"""Code of a SimplexVAE: the latent, and the point sets on spheres around it."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ _SHORTEST = 1e-4
 
 
 class SimplexCode(NamedTuple):
-    """What SimplexVAE knows of the L = rows × columns patches of B images, row by row; float32.
+    """Code of SimplexVAE for the L = rows × columns patches of B images, row by row; float32.
 
     Attributes:
         log_scale: log s, (B, L), the magnitude, carried beside the latent.
@@ -42,7 +42,7 @@ class SimplexCode(NamedTuple):
 
     @property
     def kl(self) -> Tensor:
-        """KL divergence from the standard normal law by dimension, (B, L, slots · D) in nats."""
+        """KL divergence from the standard normal distribution by dimension, (B, L, slots · D) in nats."""
         return kl_divergence(self.mu, self.log_variance).flatten(-2)
 
     @property

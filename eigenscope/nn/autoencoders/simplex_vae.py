@@ -136,7 +136,7 @@ class SimplexVAE(nn.Module):
     def sample(
         self, count: int, size: tuple[int, int], log_scale: float = 0.0, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Images (count, 3, H, W) of latents drawn from the standard normal law, patches independent of each other.
+        """Images (count, 3, H, W) of latents drawn from the standard normal prior, patches independent of each other.
 
         Args:
             count: of images, at least 1.

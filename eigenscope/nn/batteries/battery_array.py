@@ -1,4 +1,4 @@
-"""Hundreds of miniature PatchSVAEs as one network."""
+"""Battery array: hundreds of miniature PatchSVAEs as one network of stacked weights."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, cast

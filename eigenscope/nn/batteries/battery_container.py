@@ -1,4 +1,4 @@
-"""Batteries in a file: stacked weights as safetensors, with a manifest in the same file's header."""
+"""Battery container file: stacked weights as safetensors, with a manifest in the file's header."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ _BATTERY: dict[str, type | tuple[type, ...]] = {"mixture": list, "steps": int, "
 
 @dataclass(frozen=True)
 class BatteryEntry:
-    """What a container says of one battery.
+    """Manifest entry of one battery in a container.
 
     Attributes:
         mixture: the noise types it was trained on; none if it was not trained.
@@ -56,7 +56,7 @@ class BatteryEntry:
 
 
 def save_batteries(path: Path, array: BatteryArray, entries: Sequence[BatteryEntry]) -> None:
-    """Writes batteries and what is known of them into one file, which is whole or not there.
+    """Saves batteries and their manifest to one file, atomically.
 
     A safetensors file: any reader of that format finds the weights, named and shaped as in ``array.state_dict()``,
     and in its metadata ``manifest``, JSON: format and version, the architecture, and by battery its entry and the

@@ -1,4 +1,4 @@
-"""How well each battery of an array reconstructs each kind of image."""
+"""Reconstruction error of each battery of an array on each type of image."""
 
 import torch
 from torch import Tensor

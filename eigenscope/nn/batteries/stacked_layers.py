@@ -1,4 +1,4 @@
-"""Layers of K networks as one layer of stacked weights: each network's numbers go through its own weights."""
+"""Stacked (grouped) layers: the layers of K networks as one layer with stacked weights."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""A small decoder: a causal transformer with rotary positions and grouped-query attention."""
+"""Causal transformer (decoder) with rotary positions and grouped-query attention."""
 
 from collections.abc import Sequence
 from typing import cast

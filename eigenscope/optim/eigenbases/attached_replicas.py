@@ -1,4 +1,4 @@
-"""Replicas that step when their optimizers do."""
+"""Reference-precision replicas attached to optimizers, stepped by hooks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -73,7 +73,7 @@ class AttachedReplicas:
         return {**self._settings, "states": [replica.state_dict() for replica in self._replicas.values()]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from there if it is of the same parameters, precision and emulation."""
+        """Restores the state if it is of the same parameters, precision and emulation."""
         if all(state[key] == value for key, value in self._settings.items()):
             for replica, saved in zip(self._replicas.values(), state["states"], strict=True):
                 replica.load_state_dict(saved)

@@ -1,4 +1,4 @@
-"""What SOAP knows about a weight: its Kronecker factors and their eigenbases."""
+"""Kronecker factors and eigenbases of a SOAP parameter."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from eigenscope.optim.split import SplitOptimizer
 
 
 class KroneckerFactors(NamedTuple):
-    """Of an m×n weight, float32: the optimizer's own tensors, which the next step changes or replaces.
+    """Kronecker factors of an m×n weight, float32: the optimizer's own tensors, which its next step changes.
 
     Attributes:
         L: left factor, (m, m).

@@ -1,4 +1,4 @@
-"""The same gradients at two matmul precisions at once."""
+"""Reference-precision replica: the same gradients through a preconditioner at a second matmul precision."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -103,7 +103,7 @@ class ReferencePrecisionReplica:
         return [{"copy": copy, "state": dict(self._replica.state.get(copy, {}))} for copy in self._copies.values()]
 
     def load_state_dict(self, state: Sequence[Mapping[str, Any]]) -> None:
-        """Goes on from there instead of from the optimizer's state."""
+        """Restores the state instead of from the optimizer's state."""
         for copy, saved in zip(self._copies.values(), state, strict=True):
             copy.copy_(saved["copy"])
             self._replica.state.pop(copy, None)

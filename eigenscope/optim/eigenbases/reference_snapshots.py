@@ -1,4 +1,4 @@
-"""Earlier states of eigenbases that later ones are compared with."""
+"""Reference snapshots of eigenbases that later ones are compared with."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

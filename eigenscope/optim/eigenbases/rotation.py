@@ -1,4 +1,4 @@
-"""How far the eigenbasis of a Kronecker factor has turned, and whether that means anything."""
+"""Rotation of a Kronecker factor's eigenbasis: angles, factor change, and a verdict (stable, gauge, diverged)."""
 
 import math
 from typing import Literal, NamedTuple
@@ -15,7 +15,7 @@ _UNCHANGED = 0.05  # as a fraction of the factor's norm
 
 
 class Eigenbasis(NamedTuple):
-    """A factor of a preconditioner and its eigenvectors, as they were at one step.
+    """Eigenbasis of a Kronecker factor at one step: the factor and its sorted eigenvectors.
 
     Attributes:
         factor: (..., n, n) symmetric.
@@ -29,7 +29,7 @@ class Eigenbasis(NamedTuple):
 
 
 class Rotation(NamedTuple):
-    """An eigenbasis against an earlier one; every figure is (...) float64, NaN where a number was not finite.
+    """Rotation of an eigenbasis against an earlier one; every field is (...) float64, NaN if an input was not finite.
 
     Attributes:
         top1_deg: angle between the two leading eigenvectors, degrees in [0, 90].

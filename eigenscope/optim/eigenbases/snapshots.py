@@ -1,4 +1,4 @@
-"""Eigenbases of several parameters at one step, and what has become of them since."""
+"""Snapshot of the eigenbases of several parameters at one step, and their change since."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""When a gradient is out of proportion to those before it."""
+"""Gradient-norm spike detection."""
 
 import math
 from collections import deque
@@ -10,7 +10,7 @@ _LEAST = 10  # of them before a jump can be told
 
 
 class SpikeDetector:
-    """Tells the first step of a jump of the gradient norm above a multiple of its running median.
+    """Detects the first step at which the gradient norm exceeds a multiple of its running median.
 
     The median is that of the last 50 finite norms before the step, of which there must be at least ten.
 
@@ -52,7 +52,7 @@ class SpikeDetector:
         return {"norms": list(self.norms), "inside": self._inside}
 
     def load_state_dict(self, state: dict[str, Sequence[float] | bool]) -> None:
-        """Goes on from there."""
+        """Restores the state."""
         norms, inside = state["norms"], state["inside"]
         assert isinstance(norms, Sequence)
         self.norms = deque(norms, maxlen=_WINDOW)

@@ -1,4 +1,4 @@
-"""Which parameters of a model are tracked, and which optimizer has them."""
+"""Tracked parameters: their selection, and the optimizer that holds their Kronecker factors."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase

@@ -214,8 +214,8 @@ class Plain(LightningModule):
 @pytest.mark.parametrize(
     ("tested", "point_sets", "message"),
     [
-        (lambda: module(), {"H": CVPolicy()}, "SpectralAutoencoderModule has no point_set 'H'; there are: M"),
-        (lambda: Plain(), {"M": CVPolicy()}, "Plain has no point_set 'M'; there are: none"),
+        (lambda: module(), {"H": CVPolicy()}, "SpectralAutoencoderModule has no point set 'H'; there are: M"),
+        (lambda: Plain(), {"M": CVPolicy()}, "Plain has no point set 'M'; there are: none"),
         (lambda: module(num_points=4, dim=4), {"M": CVPolicy()}, "it has 4 in 4"),
         (lambda: module(num_points=8, dim=2), {"M": CVPolicy()}, "it has 8 in 2"),
     ],

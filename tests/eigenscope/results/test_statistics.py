@@ -38,7 +38,7 @@ def test_a_run_without_its_score_is_refused():
 
 @pytest.mark.parametrize("arguments", [{"name": "train/acc"}, {"mode": "best"}])
 def test_bad_scores(arguments):
-    with pytest.raises(ValueError, match="score"):
+    with pytest.raises(ValueError, match=r"^monitor\."):
         MonitoredMetric(**arguments)
 
 
