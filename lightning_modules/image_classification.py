@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from eigenscope.adapters.torch_names import is_compiled
 from eigenscope.charts import Chart, present, train_and_val
 from eigenscope.lightning_modules.base import EvaluatedModule, Stage
 from eigenscope.lightning_modules.metrics import MeanLoss
@@ -53,7 +54,7 @@ class ImageClassificationModule(EvaluatedModule):
 
     def configure_model(self) -> None:
         """Compiles the network if asked to."""
-        if self.compile_net and self.net._compiled_call_impl is None:
+        if self.compile_net and not is_compiled(self.net):
             self.net.compile()
 
     def forward(self, images: Tensor) -> Tensor:
