@@ -18,9 +18,9 @@ class ChangedHyperparameters(Callback):
 
     torch keeps the learning rate, the weight decay and other options of an optimizer beside its state, and a schedule's
     arguments beside its count of steps: restoring them restores the old values. Here the state to be restored gets the
-    new ones. A changed schedule, or a schedule over a changed learning rate, continues from where it would be if the
-    run had begun with it: it takes as many steps from its start as the run has. ``ReduceLROnPlateau``, whose steps
-    depend on the run, keeps what it has counted, and the learning rate it has come to unless that is changed.
+    new ones. A changed schedule, or a schedule over a changed learning rate, continues where it would be if the run had
+    begun with it: it takes as many steps from its start as the run has. ``ReduceLROnPlateau``, whose steps depend on
+    the run, keeps what it has counted, and the learning rate it has come to unless that is changed.
 
     An option that the new values leave as it was, such as a learning rate that ``OneCycleLR`` replaces, is named.
 

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,6 +51,10 @@ class Parser(ExplainingParser, LightningArgumentParser):
     )
     more_subcommands = ("compare",)
     explain = staticmethod(explain_parse_error)
+
+
+for _package in Parser.packages:  # importing a package makes its classes known by their short names
+    import_module(_package)
 
 
 _LINKED = ("num_classes", "image_size")  # what the data tells the network
