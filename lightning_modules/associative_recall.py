@@ -69,6 +69,6 @@ class AssociativeRecallModule(EvaluatedModule):
         loss = F.cross_entropy(logits, answers)
         recall = cast(MulticlassAccuracy, self.recalls[f"{stage}_"])
         recall.update(logits.detach(), answers)
-        self.log_loss(stage, self.losses[f"{stage}_"], loss, len(answers))
+        self.log_mean(f"{stage}/loss", self.losses[f"{stage}_"], loss, len(answers))
         self.log(f"{stage}/recall", recall, on_step=False, on_epoch=True)
         return loss

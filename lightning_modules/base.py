@@ -109,12 +109,6 @@ class BaseModule(LightningModule):
         metric.update(value, count)
         self.log(name, metric, on_step=False, on_epoch=True)
 
-    def log_loss(self, stage: Stage, metric: nn.Module, loss: Tensor, count: int) -> None:
-        """Logs the mean loss of a stage as :meth:`log_mean` does, and in training also that of the step."""
-        self.log_mean(f"{stage}/loss", metric, loss, count)
-        if stage == "train":
-            self.log("train/loss_step", loss.detach(), prog_bar=True)
-
     def _run_length(self) -> int | None:
         """The steps that a schedule will take in this run; None if nobody knows."""
         trainer = self.trainer
@@ -163,8 +157,9 @@ class EvaluatedModule(BaseModule):
         raise NotImplementedError
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The loss of a batch."""
+        """The loss of a batch, which is logged."""
         loss: Tensor = self.evaluate("train", batch)
+        self.log("train/loss_step", loss.detach(), prog_bar=True)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:

@@ -150,8 +150,8 @@ class BatteryModule(EvaluatedModule):
             count = fed.sum().clamp(min=1)
             point_sets = {name: points[here if here.any() else ~here] for name, points in code.point_sets.items()}
             loss = loss / count
-            for discipline in self.loss_transforms:
-                loss = discipline(loss, point_sets)
+            for transform in self.loss_transforms:
+                loss = transform(loss, point_sets)
             loss = loss * count
         return loss
 

@@ -70,7 +70,8 @@ class ImageClassificationModule(EvaluatedModule):
     def on_validation_epoch_end(self) -> None:
         """Logs the gap between training and validation accuracy, if this validation belongs to a training."""
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
-            train, val = (cast(MulticlassAccuracy, self._accuracies(stage)["acc"]) for stage in ("train", "val"))
+            collections = (cast(MetricCollection, self.accuracies[f"{stage}_"]) for stage in ("train", "val"))
+            train, val = (cast(MulticlassAccuracy, each["acc"]) for each in collections)
             self.log("val/gap", train.compute() - val.compute(), sync_dist=True)
 
     def charts(self, logged: Collection[str]) -> list[Chart]:
@@ -79,16 +80,13 @@ class ImageClassificationModule(EvaluatedModule):
         gap = Chart("Training and validation", "accuracy gap, training minus validation", ("val/gap",))
         return present([*(train_and_val(*figure) for figure in figures.items()), gap], logged)
 
-    def _accuracies(self, stage: str) -> MetricCollection:
-        return cast(MetricCollection, self.accuracies[f"{stage}_"])
-
     def evaluate(self, stage: Stage, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Updates the metrics of a stage with a batch, and returns its loss, smoothed in training."""
         images, labels = batch
         logits = self(images).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing if stage == "train" else 0.0)
-        self.log_loss(stage, self.losses[f"{stage}_"], loss, len(labels))
-        for name, metric in self._accuracies(stage).items():
+        self.log_mean(f"{stage}/loss", self.losses[f"{stage}_"], loss, len(labels))
+        for name, metric in cast(MetricCollection, self.accuracies[f"{stage}_"]).items():
             metric.update(logits.detach(), labels)
             self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True)
         return loss

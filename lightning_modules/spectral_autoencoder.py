@@ -95,9 +95,10 @@ class SpectralAutoencoderModule(EvaluatedModule):
         if self.global_step == 0:
             self.geometry.note_untrained(code.point_sets)
         loss = self._record("train", images, reconstructions)
+        self.log("train/loss_step", loss.detach(), prog_bar=True)
         self._latest_loss = loss.detach()
-        for discipline in self.loss_transforms:
-            loss = discipline(loss, code.point_sets)
+        for transform in self.loss_transforms:
+            loss = transform(loss, code.point_sets)
         return loss
 
     def evaluate(self, stage: Stage, batch: tuple[Tensor, Tensor]) -> None:
@@ -163,7 +164,7 @@ class SpectralAutoencoderModule(EvaluatedModule):
         squares = reconstruction_errors(reconstructions, images, "mse")
         losses = squares if self.loss == "mse" else reconstruction_errors(reconstructions, images, self.loss)
         loss = losses.mean()
-        self.log_loss(stage, self.means[f"{stage}/loss"], loss, len(images))
+        self.log_mean(f"{stage}/loss", self.means[f"{stage}/loss"], loss, len(images))
         self.log_mean(f"{stage}/mse", self.means[f"{stage}/mse"], squares.mean(), len(images))
         if labels is not None and self.label_names:
             cast(GroupedMean, self.by_label[f"{stage}_mse"]).update(squares, labels)

@@ -127,10 +127,11 @@ class SpectralVAEModule(EvaluatedModule):
         if self.global_step == 0:
             self.geometry.note_untrained(code.point_sets)
         loss = self._record("train", companded, code)
+        self.log("train/loss_step", loss.detach(), prog_bar=True)
         weight = kl_weight(self.global_step, self.beta, self.warmup_steps)
         loss = loss + weight * free_bits(code.kl, self.free_bits, self._mean_over_ranks(code.kl)).mean()
-        for discipline in self.loss_transforms:
-            loss = discipline(loss, code.point_sets)
+        for transform in self.loss_transforms:
+            loss = transform(loss, code.point_sets)
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -234,7 +235,7 @@ class SpectralVAEModule(EvaluatedModule):
     def _record(self, stage: Stage, companded: Tensor, code: SimplexCode) -> Tensor:
         """Updates the metrics of a batch and returns its reconstruction error."""
         loss = self._errors(companded, code.companded).mean()
-        self.log_loss(stage, self.means[f"{stage}/loss"], loss, len(companded))
+        self.log_mean(f"{stage}/loss", self.means[f"{stage}/loss"], loss, len(companded))
         self.log_mean(f"{stage}/kl", self.means[f"{stage}/kl"], code.kl.sum(-1).mean(), len(companded))
         return loss
 
