@@ -7,6 +7,7 @@ from typing import Any
 
 from eigenscope.checkpoints import CONFIGURATION, previous_checkpoint
 from eigenscope.cli.resume.config_differences import Config, Difference, contradictions, differences
+from eigenscope.cli.resume.schedule_length import without_stated_length
 
 _FOLDER = "checkpoints"
 
@@ -54,7 +55,7 @@ def check_resume(
         ValueError: the configuration contradicts the checkpoint's, each difference in a line; it asks for a warm start
             besides; or the checkpoint holds weights alone.
     """
-    saved = _configuration(checkpoint, path)
+    saved = without_stated_length(_configuration(checkpoint, path), now)
     warm = now.get("warm_start")
     began = all(now.get(key) == saved.get(key) for key in ("warm_start", "warm_start_map"))
     if warm is not None and (CONFIGURATION not in checkpoint or not began):
