@@ -7,11 +7,11 @@ PYTHON := $(shell for candidate in python3.14 python3.13 python3.12 python3; do 
 BIN := .venv/bin
 
 demo: .venv/ready
-	@$(BIN)/python cli.py compare --config configs/demo.yaml --config configs/demo_svd.yaml
+	@$(BIN)/eigenscope compare --config configs/demo.yaml --config configs/demo_svd.yaml
 	@echo "Next, type one of these:"
 	@echo "  $(BIN)/tensorboard --logdir runs                  # review the curves in a browser"
-	@echo "  $(BIN)/python cli.py compare --config configs/demo.yaml --config configs/demo_svd.yaml --seeds 0 1 2"
-	@echo "  $(BIN)/python cli.py fit --config configs/deit_svd.yaml   # the real thing: downloads CIFAR-100, wants a GPU"
+	@echo "  $(BIN)/eigenscope compare --config configs/demo.yaml --config configs/demo_svd.yaml --seeds 0 1 2"
+	@echo "  $(BIN)/eigenscope fit --config configs/deit_svd.yaml   # the real thing: downloads CIFAR-100, wants a GPU"
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup
@@ -33,7 +33,7 @@ spike: .venv/ready
 	$(BIN)/python benchmarks/spike.py
 
 clean:
-	rm -rf .venv *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 .venv/ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.12 or newer with the modules venv and ensurepip is missing: install it and try again."; exit 1; }

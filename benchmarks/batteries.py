@@ -1,4 +1,4 @@
-"""What hundreds of miniature autoencoders cost: one stack of weights, beside a loop over modules and torch.func.
+"""Benchmark of batteries (hundreds of miniature autoencoders): stacked weights, a loop over modules, and torch.func.
 
     python benchmarks/batteries.py             # CPU, and CUDA where there is one
     python benchmarks/batteries.py --rounds 9  # steadier medians
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from eigenscope.nn import PatchSVAE
-from eigenscope.nn.battery_array import BatteryArray
+from eigenscope.nn.batteries.battery_array import BatteryArray
 from eigenscope.noise import draw_noise
 from eigenscope.text import text_table
 

@@ -1,4 +1,4 @@
-"""What a causal transformer still recalls of a context whose keys and values were compressed."""
+"""Associative recall of a causal transformer from a context whose keys and values were compressed."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from eigenscope.kv import Codec, KVCodec, nbytes, relative_error
 from eigenscope.nn import CausalTransformer, observe
-from eigenscope.nn.causal_transformer import rotate
+from eigenscope.nn.transformers.causal_transformer import rotate
 
 
 @dataclass(frozen=True)

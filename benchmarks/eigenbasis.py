@@ -1,4 +1,4 @@
-"""What preconditioned optimizers cost on DeiT-Small, and what watching their eigenbases adds.
+"""Benchmark of preconditioned optimizers on DeiT-Small, and the overhead of monitoring their eigenbases.
 
 python benchmarks/eigenbasis.py              # CPU, and CUDA where there is one
 python benchmarks/eigenbasis.py --rounds 5   # steadier medians
@@ -54,12 +54,12 @@ def _stepping(make: Callable[..., Optimizer], shapes: list[torch.Size], device: 
 
 
 def watching(batch: int, device: str) -> None:
-    """Training steps of DeiT-Small with the 12 attention outputs, 384×384, under SOAP and four of them watched."""
+    """Training steps of DeiT-Small with the 12 attention outputs, 384×384, under SOAP and four of them monitored."""
     rows, base = [], 0.0
     watch = partial(EigenbasisRotation, ["blocks.[0-3].attention.projection.weight"], every_n_steps=10)
     for name, callbacks in {
-        "not watched": [],
-        "4 watched every 10 steps": [watch()],
+        "not monitored": [],
+        "4 monitored every 10 steps": [watch()],
         "the same, with a replica": [watch(replica_precision="high", emulate=device == "cpu")],
     }.items():
         profiler, held = _fit(batch, device, callbacks)

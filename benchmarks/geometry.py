@@ -1,4 +1,4 @@
-"""Volumes of 4-simplices: one batch against a loop, orthogonalised edges against determinants, time and digits.
+"""Benchmark of 4-simplex volumes: batched or looped, orthogonalised edges or determinants; time and accuracy.
 
     python benchmarks/geometry.py              # CPU, and CUDA where there is one
     python benchmarks/geometry.py --rounds 9   # steadier medians

@@ -1,4 +1,4 @@
-"""What the compression of a KV cache costs, table by table.
+"""Benchmark of KV-cache compression, table by table.
 
     python benchmarks/kv.py                # every table
     python benchmarks/kv.py svd            # only the decompositions

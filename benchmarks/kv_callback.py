@@ -1,4 +1,4 @@
-"""What KVCacheCompression adds to validation.
+"""Benchmark of the KVCacheCompression callback: its overhead in validation.
 
     python benchmarks/kv_callback.py                # 2,000 random images through the demo's network
     python benchmarks/kv_callback.py --rounds 15    # steadier medians

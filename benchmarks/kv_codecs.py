@@ -1,4 +1,4 @@
-"""What a byte buys: errors of KV codecs on keys and values with published spectra, beside the bound, and their speed.
+"""Benchmark of KV codecs: error at equal memory beside the rate-distortion bound, and speed.
 
     python benchmarks/kv_codecs.py                # CPU, and the speed on CUDA where there is one
     python benchmarks/kv_codecs.py --rounds 41    # steadier medians

@@ -1,4 +1,4 @@
-"""Generation on a small random Llama with a long prompt: tokens a second and bytes stored, by cache.
+"""Benchmark of generation with a compressed cache: tokens per second and bytes stored, on a small random Llama.
 
     python benchmarks/kv_generation.py                  # CPU, and CUDA where there is one
     python benchmarks/kv_generation.py --tokens 16384   # a longer prompt

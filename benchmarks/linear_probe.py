@@ -1,4 +1,4 @@
-"""How much of the built-in synthetic images a linear classifier on pixels can tell.
+"""Linear probe: accuracy of a linear classifier on the pixels of the built-in synthetic images.
 
     python benchmarks/linear_probe.py
 

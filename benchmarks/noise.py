@@ -1,4 +1,4 @@
-"""What keyed noise costs: each type beside an unkeyed draw of the same law, and loaders of one and two workers.
+"""Benchmark of keyed noise: each type beside an unkeyed draw of the same distribution, and loaders of 1 and 2 workers.
 
     python benchmarks/noise.py              # CPU, and CUDA where there is one
     python benchmarks/noise.py --threads 1  # as a loader's worker draws
@@ -6,7 +6,7 @@
 
 Rounds alternate between the columns of a row, so that a machine that slows down slows all of them. The unkeyed draws
 take their numbers from a ``torch.Generator`` for the whole batch at once. "bare" is ``torch.randn``, or ``torch.rand``
-for laws without normal numbers, of as many numbers as the images have.
+for distributions without normal numbers, of as many numbers as the images have.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from eigenscope.text import text_table
 
 
 class _Unkeyed:
-    """The laws in plain torch, n images of side s at once."""
+    """The distributions in plain torch, n images of side s at once."""
 
     def __init__(self, n: int, s: int, device: str) -> None:
         self.shape = (n, 3, s, s)

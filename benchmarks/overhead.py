@@ -1,4 +1,4 @@
-"""What logging and the callbacks of the shipped demo take of an epoch.
+"""Benchmark of logging and callbacks: their share of an epoch of the shipped demo.
 
     python benchmarks/overhead.py                # configs/demo.yaml, 3 epochs
     python benchmarks/overhead.py --config configs/svae_noise_small.yaml --epochs 2

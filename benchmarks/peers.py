@@ -1,4 +1,4 @@
-"""Four autoencoders of patches side by side: parameters, time of a step, and errors by noise type in one space.
+"""Comparison of four patch autoencoders: parameters, time per step, and errors by noise type in one space.
 
     python benchmarks/peers.py                                # without the arm that needs a container
     python benchmarks/peers.py --container batteries.safetensors --steps 500
@@ -18,10 +18,10 @@ from timing import machine
 from torch import Tensor, nn
 
 from eigenscope.nn import ImplantedVAE, LinearReadoutAutoencoder, PatchSVAE, SimplexVAE
-from eigenscope.nn.companding import compand
-from eigenscope.nn.patches import unfold_patches
-from eigenscope.nn.reconstruction_errors import reconstruction_errors
-from eigenscope.nn.variational import free_bits, kl_weight
+from eigenscope.nn.autoencoders.companding import compand
+from eigenscope.nn.autoencoders.patches import unfold_patches
+from eigenscope.nn.autoencoders.reconstruction_errors import reconstruction_errors
+from eigenscope.nn.autoencoders.variational import free_bits, kl_weight
 from eigenscope.noise import NOISE_TYPES, draw_noise
 from eigenscope.text import text_table
 

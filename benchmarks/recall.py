@@ -1,4 +1,4 @@
-"""What a small causal transformer still recalls when its keys and values are compressed, codec by codec.
+"""Associative recall study: recall of a small causal transformer with compressed keys and values, codec by codec.
 
     python benchmarks/recall.py                          # the last run of configs/recall.yaml, trained if there is none
     python benchmarks/recall.py --checkpoint <file.ckpt>

@@ -1,4 +1,4 @@
-"""SOAP's and REKLS's eigenbases around a gradient 1000 times too large, measured beside what was reported.
+"""Gradient-spike study: eigenbases of SOAP and REKLS around a gradient 1000 times too large, measured and reported.
 
     python benchmarks/spike.py
 

@@ -1,4 +1,4 @@
-"""What a spike in the gradients does to the updates of an optimizer, and for how long."""
+"""Spike response: size and direction of an optimizer's updates after a gradient spike, and their recovery time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

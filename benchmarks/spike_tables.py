@@ -1,4 +1,4 @@
-"""The tables of the study of eigenbases around a gradient spike: what was measured beside what was reported.
+"""Tables of the gradient-spike study: measured values beside the reported ones.
 
 Runs are named as their experiments, ``spike_soap_high`` and so on; steps count from 1, so the state of step 50 is that
 after 50 steps. Tables are Markdown, with columns aligned for a terminal.

@@ -1,4 +1,4 @@
-"""How long ``python cli.py fit --help`` takes beside importing lightning, torch and torchvision, which it cannot avoid.
+"""Benchmark of startup: ``eigenscope fit --help`` beside importing lightning, torch and torchvision.
 
     python benchmarks/startup.py                # 7 rounds of both
     python benchmarks/startup.py --rounds 15    # steadier
@@ -22,8 +22,8 @@ from eigenscope.text import text_table
 ROOT = Path(__file__).parent.parent
 ROWS = {
     "import lightning, torch, torchvision": ["-c", "import lightning.pytorch, torch, torchvision"],
-    "import cli": ["-c", "import cli"],
-    "cli.py fit --help": ["cli.py", "fit", "--help"],
+    "import eigenscope.cli.lightning_cli": ["-c", "import eigenscope.cli.lightning_cli"],
+    "eigenscope fit --help": ["-m", "eigenscope", "fit", "--help"],
 }
 
 

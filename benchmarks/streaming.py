@@ -1,4 +1,4 @@
-"""A million noise images through a loader, and whether memory stays where it is.
+"""Benchmark of streaming: a million noise images through a loader, at constant memory.
 
     python benchmarks/streaming.py                       # 32×32 pixels, one worker process
     python benchmarks/streaming.py --image_size 64 --samples 200000 --workers 0

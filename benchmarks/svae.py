@@ -1,4 +1,4 @@
-"""What CV discipline costs: training steps of the Freckles regime under Lightning, with and without its callbacks.
+"""Benchmark of the CV loss term: training steps of the Freckles regime under Lightning, with and without callbacks.
 
     python benchmarks/svae.py              # CPU, and CUDA where there is one
     python benchmarks/svae.py --rounds 9   # steadier medians

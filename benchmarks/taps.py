@@ -1,4 +1,4 @@
-"""What SVD taps cost: a training step of DeiT-Small with and without them, and forms of the decomposition.
+"""Benchmark of SVD taps: a training step of DeiT-Small with and without them, and forms of the decomposition.
 
     python benchmarks/taps.py              # CPU, and CUDA where there is one
     python benchmarks/taps.py --rounds 9   # steadier medians

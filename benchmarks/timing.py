@@ -1,4 +1,4 @@
-"""What the benchmarks share: medians over rounds that alternate between the rows of a table."""
+"""Timing utilities of the benchmarks: medians over rounds that alternate between the rows of a table."""
 
 import platform
 import statistics

@@ -1,6 +1,5 @@
 """Callbacks; the names here are those that a configuration uses."""
 
-from eigenscope.callbacks.distinct import check_distinct
 from eigenscope.callbacks.nan_guard.finite_guard import FiniteGuard, NonFiniteError
 from eigenscope.callbacks.reporting.epoch_table import EpochTable, ParameterRouting
 from eigenscope.callbacks.reporting.run_metadata import RunMetadataCallback
@@ -33,5 +32,4 @@ __all__ = [
     "Scoreboard",
     "TensorBoardLayout",
     "TrainingInterrupted",
-    "check_distinct",
 ]

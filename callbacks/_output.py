@@ -1,10 +1,12 @@
-"""Where callbacks write: the run's folder, its TensorBoard loggers, and lines beside the progress bar."""
+"""Output helpers of the callbacks: run folder, TensorBoard loggers, and lines beside the progress bar."""
 
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+
+from eigenscope.adapters.rich_names import redraw_lock
 
 
 def tensorboard_loggers(trainer: Trainer) -> list[TensorBoardLogger]:
@@ -21,7 +23,7 @@ def print_beside_bar(trainer: Trainer, pl_module: LightningModule, text: str) ->
     if progress is None:
         pl_module.print(text)
     elif trainer.is_global_zero:
-        with progress.live._lock:  # or the thread that redraws the bar may wipe the text with the bar's former lines
+        with redraw_lock(progress):  # or the thread that redraws the bar may wipe the text with its former lines
             progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 

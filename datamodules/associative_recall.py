@@ -1,4 +1,4 @@
-"""Sequences of keys and values, and questions about them."""
+"""Data module of multi-query associative recall (MQAR): key-value sequences and queries about them."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -8,8 +8,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from eigenscope.data import RecallDataset, RecallTask, ShorterContext
-from eigenscope.data.fingerprint import fingerprint
-from eigenscope.datamodules.loaders import Batch, check_loading, make_loader, run_seed
+from eigenscope.datamodules.loaders import Batch, check_loading, fingerprint, make_loader, run_seed
 from eigenscope.noise import stream_key
 
 _HELD_OUT = {"val": stream_key(1), "test": stream_key(2)}  # the same sets in every run, whatever its seed

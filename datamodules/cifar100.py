@@ -1,4 +1,4 @@
-"""CIFAR-100, or any images in the same kind of folder tree."""
+"""CIFAR-100 data module, or any images in the same kind of folder tree."""
 
 from functools import cached_property
 from pathlib import Path

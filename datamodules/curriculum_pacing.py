@@ -1,4 +1,4 @@
-"""Unlocks the tiers of a curriculum in a fit, and lets best scores restart."""
+"""Curriculum pacing: unlocks the tiers of a curriculum during a fit and resets best scores."""
 
 import math
 from collections.abc import Collection
@@ -9,13 +9,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from eigenscope.adapters.lightning_names import callbacks_of
 from eigenscope.charts import Chart, present
 from eigenscope.noise import Curriculum
 from eigenscope.protocols import KeepsBest
 
 
 class CurriculumPacing(Callback):
-    """Joins a fit for as long as its data follow a curriculum.
+    """Unlocks the tiers of a curriculum during a fit, and resets best scores at each unlock.
 
     Logs ``curriculum/types``, the number of unlocked types, once an epoch.
 
@@ -39,7 +40,7 @@ class CurriculumPacing(Callback):
         return {"unlocked_at": unlocked_at, "best": self._best, "waited": self._waited}
 
     def go_on(self, progress: dict[str, Any]) -> None:
-        """Goes on from there.
+        """Restores the state.
 
         Raises:
             ValueError: it is not the progress of this curriculum.
@@ -95,7 +96,7 @@ def _worst(mode: str) -> float:
 
 def _restart_best(trainer: Trainer) -> None:
     """Makes everything that keeps a best score forget it."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in callbacks_of(trainer):
         if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
             callback.best_k_models = {}
             callback.kth_best_model_path = callback.best_model_path = ""

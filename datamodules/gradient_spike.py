@@ -1,4 +1,4 @@
-"""Random gradients, one of them far larger than the rest."""
+"""Gradient-spike data module: random gradients, one of them far larger than the rest."""
 
 import math
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from eigenscope.data.fingerprint import fingerprint
+from eigenscope.datamodules.loaders import fingerprint
 
 
 class SpikedGradients:

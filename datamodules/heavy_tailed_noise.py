@@ -1,4 +1,4 @@
-"""Images of noise, some of it heavy-tailed, without end."""
+"""Heavy-tailed noise data module: an endless stream of noise images of sixteen types."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -6,17 +6,17 @@ from typing import Any, Literal
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from eigenscope.adapters.lightning_names import callbacks_of
 from eigenscope.data import NoiseDataset
-from eigenscope.data.fingerprint import fingerprint
 from eigenscope.datamodules.curriculum_pacing import CurriculumPacing
-from eigenscope.datamodules.loaders import Batch, check_loading, make_loader, run_seed
+from eigenscope.datamodules.loaders import Batch, check_loading, fingerprint, make_loader, run_seed
 from eigenscope.noise import NOISE_TYPES, Curriculum, noise_ids, stream_key
 
 _HELD_OUT = {"val": stream_key(1), "test": stream_key(2)}  # the same sets in every run, whatever its seed
 
 
 class HeavyTailedNoiseDataModule(LightningDataModule):
-    """Batches of noise images (B, 3, s, s) float32 with the ids of their types (B,) int64.
+    """Heavy-tailed noise: batches of images (B, 3, s, s) float32 with the ids of their types (B,) int64.
 
     Every image is a function of (seed, epoch, index), the same for any number of workers and ranks. The training
     images of an epoch hold the types in equal parts, in random order, and are new in every epoch; the validation and
@@ -92,7 +92,7 @@ class HeavyTailedNoiseDataModule(LightningDataModule):
         if self._fits and self.pacing is not None and self.trainer is not None:
             self.pacing.start()
             self._leave()
-            self.trainer.callbacks.insert(0, self.pacing)  # type: ignore[attr-defined]  # before checkpoints are saved
+            callbacks_of(self.trainer).insert(0, self.pacing)  # before checkpoints are saved
 
     def teardown(self, stage: str) -> None:
         """Leaves the fit."""
@@ -103,8 +103,8 @@ class HeavyTailedNoiseDataModule(LightningDataModule):
         self._leave()
 
     def _leave(self) -> None:
-        if self.trainer is not None and self.pacing in self.trainer.callbacks:  # type: ignore[attr-defined]
-            self.trainer.callbacks.remove(self.pacing)  # type: ignore[attr-defined]
+        if self.trainer is not None and self.pacing in callbacks_of(self.trainer):
+            callbacks_of(self.trainer).remove(self.pacing)
 
     @property
     def protocol(self) -> str:

@@ -1,4 +1,4 @@
-"""What the image data modules share: validation protocols, loaders, and the order of samples."""
+"""Base of the image data modules: validation splits, loaders, and the order of samples."""
 
 from abc import ABC, abstractmethod
 from typing import Literal, get_args
@@ -7,8 +7,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from eigenscope.data import AugmentationKind, ImageDataset, LabelledImages, augmentation, stratified_split
-from eigenscope.data.fingerprint import fingerprint
-from eigenscope.datamodules.loaders import Batch, check_loading, make_loader, run_seed
+from eigenscope.datamodules.loaders import Batch, check_loading, fingerprint, make_loader, run_seed
 
 Protocol = Literal["holdout", "test"]
 

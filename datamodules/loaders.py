@@ -1,10 +1,11 @@
-"""The loader that all data modules share: keyed samples, whole batches, one order for any number of ranks."""
+"""Data loader of all data modules: keyed samples in one order for any number of ranks; fingerprints of data."""
 
+import hashlib
+import json
 import multiprocessing
 import os
 import threading
 import traceback
-from multiprocessing.queues import Queue
 from typing import Any, Literal, cast
 
 import torch
@@ -12,6 +13,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from eigenscope.adapters.python_names import on_unsent
 from eigenscope.data import EpochSampler
 
 Batch = tuple[Tensor, Tensor]
@@ -23,7 +25,7 @@ class ResumableLoader(DataLoader[Batch]):
     With ``overfit_batches`` Lightning puts a sampler of its own in, which begins every epoch at its start.
 
     It keeps no count of batches, which would run ahead by those that are on their way: the trainer knows how many were
-    trained, and :class:`~eigenscope.callbacks.ExactResume` tells the loader of a run that goes on.
+    trained, and :class:`~eigenscope.callbacks.ExactResume` tells the loader of a resumed run.
     """
 
     def state_dict(self) -> dict[str, int]:
@@ -96,7 +98,7 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         collate_fn=_as_it_is,
-        worker_init_fn=watch,
+        worker_init_fn=worker_init,
         generator=torch.Generator(),  # for seeds of workers, which nothing uses: the run's own stream is not drawn from
         pin_memory=torch.cuda.is_available(),
     )
@@ -111,14 +113,32 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def watch(worker: int) -> None:
+def fingerprint(size: int, *content: Any) -> str:
+    """The beginning of a SHA-256 and the number of samples: ``3f2a9c51d07e (10,000 samples)``.
+
+    Args:
+        size: samples of the set.
+        *content: tensors, taken with shape, dtype and every byte; anything else as JSON.
+    """
+    digest = hashlib.sha256()
+    for part in content:
+        if isinstance(part, Tensor):
+            part = part.detach().cpu().contiguous()
+            digest.update(f"{tuple(part.shape)} {part.dtype}".encode())
+            digest.update(part.numpy())
+        else:
+            digest.update(json.dumps(part, sort_keys=True).encode())
+    return f"{digest.hexdigest()[:12]} ({size:,} samples)"
+
+
+def worker_init(worker: int) -> None:
     """Called in every process of a loader as it starts.
 
     Args:
         worker: its number.
     """
     threading.Thread(target=_end_with_training, daemon=True).start()
-    Queue._on_queue_feeder_error = staticmethod(_end_unsent)  # type: ignore[attr-defined]
+    on_unsent(_end_unsent)
 
 
 def _end_with_training() -> None:

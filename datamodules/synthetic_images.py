@@ -1,4 +1,4 @@
-"""The data set that is always there: images drawn by a procedure."""
+"""Built-in synthetic images: a data module of procedurally drawn classes that needs no download."""
 
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ from eigenscope.datamodules.images import ImagesDataModule
 
 
 class SyntheticImagesDataModule(ImagesDataModule):
-    """100 procedurally drawn classes in 20 groups, balanced; see :func:`eigenscope.data.draw_images`.
+    """Built-in synthetic images: 100 drawn classes in 20 groups, balanced; see :func:`eigenscope.data.draw_images`.
 
     Args:
         train_size: training images.

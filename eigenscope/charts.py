@@ -1,4 +1,4 @@
-"""Charts as plain data, and the dashboard that TensorBoard makes of them."""
+"""Charts as plain data, and the TensorBoard dashboard (custom scalars) built from them."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -36,7 +36,7 @@ class Chart:
 
 
 def train_and_val(title: str, leaf: str) -> Chart:
-    """A figure in training beside the same one in validation: ``train/<leaf>`` and ``val/<leaf>``."""
+    """A metric in training beside the same one in validation: ``train/<leaf>`` and ``val/<leaf>``."""
     return Chart("Training and validation", title, (f"train/{leaf}", f"val/{leaf}"))
 
 

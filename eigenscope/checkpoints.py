@@ -1,4 +1,4 @@
-"""Checkpoints that are whole, have a predecessor, and load without executing code."""
+"""Atomic checkpoints with one backup, loaded without executing code."""
 
 import os
 import pickle
@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from eigenscope import renamed
 from eigenscope.files import replace_atomically
 
-#: Under what a checkpoint keeps the configuration of its run, the fingerprint of its data, and when it was saved.
-CONFIGURATION, DATA, SAVED_AT = "configuration", "data", "saved_at"
+#: Under what a checkpoint keeps the configuration of its run, the fingerprint of its data, when it was saved, and the
+#: names of the classes of callbacks that affect its training.
+CONFIGURATION, DATA, SAVED_AT, AFFECTING = "configuration", "data", "saved_at", "affecting_callbacks"
 
 
 def previous_checkpoint(path: Path) -> Path:
@@ -22,7 +24,7 @@ def previous_checkpoint(path: Path) -> Path:
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Writes a checkpoint, whole or not at all; one of the same name is kept beside it until the next.
+    """Writes a checkpoint atomically; one of the same name is kept beside it as a backup.
 
     At every moment there is a whole checkpoint under one of the two names, whatever ends the process.
 
@@ -66,7 +68,7 @@ def read_checkpoint(path: Path, map_location: str | torch.device | None = "cpu")
     except _DamagedError as damage:
         if not previous.exists():
             raise ValueError(f"checkpoint {path} {damage}, and there is none before it") from damage
-        print(f"checkpoint {path} {damage}: going on from the one before it, {previous}", flush=True)
+        print(f"checkpoint {path} {damage}: resuming from the previous one, {previous}", flush=True)
         try:
             return _read(previous, map_location)
         except _DamagedError as too:
@@ -104,7 +106,7 @@ def _read(path: Path, map_location: str | torch.device | None) -> dict[str, Any]
         raise _DamagedError(f"is damaged or cut short ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"checkpoint {path} must hold a dictionary, got {type(content).__name__}")
-    return content
+    return renamed.checkpoint(content)
 
 
 def _damage(path: Path) -> str | None:

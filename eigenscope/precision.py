@@ -1,4 +1,4 @@
-"""Precisions: their names, and what a device computes in hardware."""
+"""Floating-point precisions: their names, and what a device computes in hardware."""
 
 import torch
 

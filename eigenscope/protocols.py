@@ -1,15 +1,15 @@
-"""What Lightning modules, data modules and callbacks may ask of each other: the whole contract between the rooms."""
+"""Interfaces between packages: protocols of Lightning modules, data modules and callbacks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from torch import Tensor, nn
+from torch import Tensor
 
 if TYPE_CHECKING:
     from eigenscope.charts import Chart
-    from eigenscope.nn.battery_array import BatteryArray
+    from eigenscope.nn.batteries.battery_array import BatteryArray
 
 PointSets = Mapping[str, Tensor]
 """Name to points on a sphere, (..., V, D): V unit vectors of R^D, over any leading shape of matrices."""
@@ -20,7 +20,7 @@ LossTransform = Callable[[Tensor, PointSets], Tensor]
 
 @runtime_checkable
 class HasPointSets(Protocol):
-    """A module whose latents lie on spheres, and whose training loss others may change.
+    """A module with point sets on spheres, and a list of loss transforms that callbacks may extend with loss terms.
 
     Attributes:
         point_set_shapes: point set to (V, D), known before the first batch.
@@ -29,15 +29,6 @@ class HasPointSets(Protocol):
 
     point_set_shapes: Mapping[str, tuple[int, int]]
     loss_transforms: list[LossTransform]
-
-
-@runtime_checkable
-class AimsAtCV(Protocol):
-    """A callback that holds the CV of point sets to targets."""
-
-    @property
-    def targets(self) -> Mapping[str, float]:
-        """Sector to CV."""
 
 
 @runtime_checkable
@@ -50,7 +41,7 @@ class Autoencoding(Protocol):
 
 @runtime_checkable
 class Traced(Protocol):
-    """A module that can say where a step first went wrong."""
+    """A module that yields its intermediate tensors in order, for NaN/Inf localisation."""
 
     def trace(self, batch: Any) -> Iterable[tuple[str, Tensor]]:
         """The tensors of a step, (B, ...), with their names, in the order in which they are computed."""
@@ -61,15 +52,15 @@ class Traced(Protocol):
 
 @runtime_checkable
 class KeepsBest(Protocol):
-    """A callback that keeps the best score of a run."""
+    """A callback that keeps the best value of the monitored metric."""
 
     def restart_best(self) -> None:
-        """Forgets it: the scores from this epoch on are not comparable with those before."""
+        """Resets the best score: scores from this epoch on are not comparable with those before."""
 
 
 @runtime_checkable
 class HasCharts(Protocol):
-    """A module or callback that says how its figures are best looked at."""
+    """A module or callback that declares TensorBoard charts of its metrics."""
 
     def charts(self, logged: Collection[str]) -> Sequence[Chart]:
         """Charts of tags that this run has logged, and of no others; the same ones always in the same order.
@@ -103,19 +94,8 @@ class HasBatteries(Protocol):
 
 
 @runtime_checkable
-class Implanted(Protocol):
-    """A network some of whose weights were trained elsewhere and copied in."""
-
-    def implant_parameters(self) -> Iterable[nn.Parameter]:
-        """These weights."""
-
-    def set_implants_trainable(self, trainable: bool) -> None:
-        """Whether they require gradient."""
-
-
-@runtime_checkable
 class Fingerprinted(Protocol):
-    """A data module that can say which data these are."""
+    """A data module with a fingerprint (checksum) of its data."""
 
     def fingerprint(self) -> dict[str, str]:
         """Set to a short digest and its size, the same for equal data; to be called after ``setup``, and cheap."""

@@ -1,4 +1,4 @@
-"""All random streams of a process, as plain values and tensors."""
+"""State of all random number generators of a process, as plain values and tensors."""
 
 # ruff: noqa: NPY002  the global stream of numpy is what is kept
 
@@ -28,7 +28,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Goes on from what :func:`random_state` returned; a device that was of another kind then keeps its stream."""
+    """Restores what :func:`random_state` returned; a device that was of another kind then keeps its stream."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, *rest = state["numpy"]
@@ -39,7 +39,7 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 def seed_streams(*parts: int) -> None:
-    """Begins all streams anew, as a function of integers such as (seed, rank, step)."""
+    """Reseeds all random number generators, as a function of integers such as (seed, rank, step)."""
     seed = stream_key(*parts)
     random.seed(seed)
     np.random.seed(seed & 0xFFFF_FFFF)

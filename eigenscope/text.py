@@ -1,4 +1,4 @@
-"""Text for people: tables and durations."""
+"""Text formatting: tables and durations."""
 
 from collections.abc import Sequence
 
@@ -31,3 +31,9 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def abbreviate_names(names: Sequence[str]) -> str:
+    """The first three names, and how many there are beyond."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (", ".join(names[:3]) or "none") + more

@@ -10,14 +10,14 @@ from eigenscope.noise import NOISE_TYPES, draw_noise
 
 
 def main(steps: int = 100) -> None:
-    """Trains four batteries, each on one law, and prints every error of every battery on every law."""
+    """Trains four batteries, each on one noise distribution, and prints the error of every battery on each of them."""
     torch.manual_seed(0)
     laws = torch.tensor([NOISE_TYPES.index(name) for name in ("gaussian", "uniform", "pink", "brown")])
     net = BatteryArray(len(laws), num_points=16, dim=4, patch_size=4, hidden=32, depth=1)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
 
     def images(epoch: int) -> torch.Tensor:
-        """(batteries, 1, 3, 16, 16), an image of its law for each."""
+        """(batteries, 1, 3, 16, 16), an image of its distribution for each."""
         return draw_noise(laws, seed=0, epoch=epoch, samples=torch.arange(len(laws)), image_size=16)[:, None]
 
     for step in range(steps):

@@ -1,4 +1,4 @@
-"""Is the CV of a latent's 4-simplices learned? The same figure of points that nobody trained.
+"""Is the CV of a latent's 4-simplices learned? The same metric of points that nobody trained.
 
 python examples/geometry.py
 """

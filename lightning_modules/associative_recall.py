@@ -1,4 +1,4 @@
-"""Training a sequence model to answer what it is asked."""
+"""Lightning module of associative recall: trains a sequence model to answer queries."""
 
 from collections.abc import Collection
 from typing import Any, cast
@@ -15,10 +15,10 @@ _STAGES = ("train", "val", "test")
 
 
 class AssociativeRecallModule(EvaluatedModule):
-    """Cross-entropy of the answers in sequences: tokens (B, T) int64 with labels (B, T), −100 where nothing is asked.
+    """Associative recall: cross-entropy of answers in tokens (B, T) int64; labels (B, T) are −100 where none is due.
 
     Only tokens with a label count. Logs ``{train,val,test}/{loss,recall}`` once an epoch, over all ranks (loss in nats
-    an answer, recall as the fraction of answers that are right; training figures are taken while the weights move),
+    an answer, recall as the fraction of answers that are right; training metrics are taken while the weights move),
     and ``train/loss_step`` every few steps.
 
     Args:

@@ -1,23 +1,23 @@
 """Base classes of the Lightning modules: hyperparameters, optimizer and learning-rate schedule, metrics by stage."""
 
 import inspect
+import io
 import math
 from importlib import import_module
-from typing import Any, Literal, cast
+from pathlib import Path
+from typing import Any, Literal, Self, cast
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from eigenscope.adapters.lightning_names import given_hyperparameters
+from eigenscope.checkpoints import read_checkpoint
 from eigenscope.lightning_modules.metrics import MeanLoss
 from eigenscope.optim.schedules import length_mismatch, run_length
-
-try:  # a private name: without it nothing is saved, as with any module that does not call save_hyperparameters
-    from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
-except ImportError:
-    _given_hyperparameters = None  # type: ignore[assignment]
 
 LRInterval = Literal["epoch", "step"]
 Stage = Literal["train", "val", "test"]
@@ -38,7 +38,7 @@ class BaseModule(LightningModule):
 
     Raises:
         ValueError: an argument is out of range; in configure_optimizers, the schedule is shorter than the run and
-            cannot go on, or follows a run whose length nobody knows.
+            cannot continue, or follows a run whose length nobody knows.
     """
 
     def __init__(
@@ -56,6 +56,20 @@ class BaseModule(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """As Lightning's; reads a local file without executing code, and one of version 0.4 in present names.
+
+        Raises:
+            ValueError: the file is damaged, or holds more than plain values and tensors.
+        """
+        if isinstance(checkpoint_path, str | Path) and Path(checkpoint_path).is_file():
+            present = io.BytesIO()
+            torch.save(read_checkpoint(Path(checkpoint_path)), present)
+            present.seek(0)
+            checkpoint_path = present
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     @property
     def trained(self) -> nn.Module:
@@ -94,7 +108,7 @@ class BaseModule(LightningModule):
                 now, unit = getattr(scheduler, scheduler.length_name), self.lr_interval
                 rank_zero_only(print)(
                     f"lr_scheduler {type(scheduler).__name__} follows the run, which takes {now} {unit}s instead of "
-                    f"{before}: it goes on at a learning rate of {max(scheduler.get_last_lr()):.3g}",
+                    f"{before}: it continues at a learning rate of {max(scheduler.get_last_lr()):.3g}",
                     flush=True,
                 )
 
@@ -139,10 +153,7 @@ class BaseModule(LightningModule):
         Left out is what the data would have told the network had it asked: jsonargparse drops a linked argument that a
         class does not take, but Lightning keeps it here, and no network could be built from it again.
         """
-        if _given_hyperparameters is None:
-            rank_zero_warn("This version of Lightning does not say what a module was built from: checkpoints lack it.")
-            return
-        given: Any = _given_hyperparameters.get()
+        given: Any = given_hyperparameters()
         if given is None:
             return
         package, _, name = given["net"]["class_path"].rpartition(".")

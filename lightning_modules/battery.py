@@ -1,4 +1,4 @@
-"""Training many small autoencoders at once, each on its own mixture of noise."""
+"""Lightning module of batteries: trains many small autoencoders at once, each on its own mixture of noise."""
 
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal, cast
@@ -28,7 +28,7 @@ class BatteryModule(EvaluatedModule):
     anew from (run seed, epoch, batch). The loss is the sum of their mean squared errors, so each is trained as if
     it were alone, by any optimizer that works element by element, such as Adam. A battery of whose mixture a batch has
     too few images takes what there is; one of whose it has none has loss zero in that step, which is not counted in
-    its ``steps`` (though the optimizer's momentum, if it has any, goes on). Several ranks choose together from the
+    its ``steps`` (though the optimizer's momentum, if it has any, still acts). Several ranks choose together from the
     batch over all of them, and each works on what it holds of the choice: the step is that of one process, and ranks
     beyond ``images_per_battery`` save no time.
 
@@ -131,7 +131,7 @@ class BatteryModule(EvaluatedModule):
         return reconstructions
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The sum of the batteries' losses, disciplined."""
+        """The sum of the batteries' losses, with the loss terms of callbacks."""
         images, labels = batch
         places, fitting, taken = self._pick(labels, batch_idx)
         self._places = places
@@ -161,13 +161,13 @@ class BatteryModule(EvaluatedModule):
         self._fed.zero_()
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the figures and keeps the matrix."""
+        """Logs the metrics and keeps the matrix."""
         errors = self._log_errors("val")
         if not self.trainer.sanity_checking:
             self.cross_scores = errors
 
     def on_test_epoch_end(self) -> None:
-        """Logs the figures."""
+        """Logs the metrics."""
         self._log_errors("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -230,7 +230,7 @@ class BatteryModule(EvaluatedModule):
         cast(CrossErrors, self.cross_errors[stage]).update(errors, batch[1])
 
     def _log_errors(self, stage: str) -> Tensor:
-        """Logs the figures of the matrix of errors (K, T), and returns it."""
+        """Logs the metrics of the matrix of errors (K, T), and returns it."""
         metric = cast(CrossErrors, self.cross_errors[stage])
         errors, seen = metric.compute()
         metric.reset()

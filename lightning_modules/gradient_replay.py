@@ -1,4 +1,4 @@
-"""Feeding given gradients to an optimizer, as a training."""
+"""Lightning module that replays a fixed gradient sequence through an optimizer."""
 
 from collections.abc import Collection
 from typing import Any
@@ -12,7 +12,7 @@ from eigenscope.lightning_modules.base import BaseModule, LRInterval
 
 
 class GradientReplayModule(BaseModule):
-    """The loss ⟨p, g⟩ of a network that is one matrix p, so that its gradient is the data g, bit for bit.
+    """Gradient replay: the loss ⟨p, g⟩ of a network that is one matrix p has the data g as gradient, bit for bit.
 
     A batch (B, rows, columns) is B gradients, whose mean is g; with B = 1 g is the datum itself. What an optimizer
     does with a chosen sequence of gradients is thus an ordinary run, with its configuration, callbacks and logs.

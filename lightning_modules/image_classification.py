@@ -1,4 +1,4 @@
-"""Training a classifier of images."""
+"""Lightning module of image classification."""
 
 from collections.abc import Collection
 from typing import Any, cast
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from eigenscope.adapters.torch_names import is_compiled
 from eigenscope.charts import Chart, present, train_and_val
 from eigenscope.lightning_modules.base import EvaluatedModule, Stage
 from eigenscope.lightning_modules.metrics import MeanLoss
@@ -20,7 +21,7 @@ class ImageClassificationModule(EvaluatedModule):
     """Cross-entropy training of a network that maps images (B, C, H, W) to logits (B, num_classes).
 
     Logs ``{train,val,test}/{loss,acc,acc5}`` once an epoch, over all ranks (loss in nats, accuracies as fractions;
-    training figures are taken in training mode while the weights move, as usual), ``train/loss_step`` every few
+    training metrics are taken in training mode while the weights move, as usual), ``train/loss_step`` every few
     steps, and with each validation ``val/gap``, training accuracy of the epoch so far minus validation accuracy. With
     fewer than five classes ``acc5`` is always 1.
 
@@ -53,7 +54,7 @@ class ImageClassificationModule(EvaluatedModule):
 
     def configure_model(self) -> None:
         """Compiles the network if asked to."""
-        if self.compile_net and self.net._compiled_call_impl is None:
+        if self.compile_net and not is_compiled(self.net):
             self.net.compile()
 
     def forward(self, images: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class MeanLoss(Metric):
 
 
 class GroupedMean(Metric):
-    """Mean over all samples of all ranks of a figure per sample, for each of ``num_groups`` groups.
+    """Mean over all samples of all ranks of a metric per sample, for each of ``num_groups`` groups.
 
     Args:
         num_groups: G.
@@ -48,7 +48,7 @@ class GroupedMean(Metric):
         self.add_state("counts", torch.zeros(num_groups, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, values: Tensor, groups: Tensor) -> None:
-        """Adds the figures (B,) of samples that belong to ``groups`` (B,) int64."""
+        """Adds the metrics (B,) of samples that belong to ``groups`` (B,) int64."""
         self.totals.index_add_(0, groups, values.detach().double())
         self.counts.index_add_(0, groups, torch.ones_like(groups))
 
@@ -59,7 +59,7 @@ class GroupedMean(Metric):
 
 
 class FractionVarianceUnexplained(Metric):
-    """Σ (û − u)² / Σ (u − ū)² over all numbers of all samples and ranks, for each of ``num_groups`` groups.
+    """FVU, Σ (û − u)² / Σ (u − ū)², over all entries of all samples and ranks, for each of ``num_groups`` groups.
 
     Sums are taken in float64, as ū of heavy-tailed numbers needs.
 

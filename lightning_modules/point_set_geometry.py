@@ -1,4 +1,4 @@
-"""Geometric figures of points on a sphere, each beside its random and its untrained baseline."""
+"""Geometric metrics of point sets on spheres, each beside its random and its untrained baseline."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from eigenscope.charts import Chart, present
-from eigenscope.geometry import EffectiveRank, VolumeCV, expected_cv, has_cv, random_unit_points, spread_matrices
+from eigenscope.geometry import expected_cv, has_cv, random_unit_points, spread_matrices
+from eigenscope.geometry.metrics import EffectiveRank, VolumeCV
 from eigenscope.lightning_modules.metrics import MeanLoss
 from eigenscope.linalg import gram_svd
 from eigenscope.protocols import PointSets
@@ -25,11 +26,11 @@ _TITLES = {
 
 
 class PointSetGeometry(nn.Module):
-    """Collects what is said of matrices of V points on a sphere over an epoch, beside what chance and no training give.
+    """Geometric metrics of matrices of V points on a sphere over an epoch, beside random and untrained baselines.
 
     An untrained encoder's geometry already looks like a discovery (at V = 256, D = 16: S₀ 4.80, effective rank 15.88,
-    CV 0.201), so no figure is given alone: ``<figure>_random`` is that of independent uniform points, for the CV in
-    closed form; ``<figure>_untrained`` that of the matrices handed to :meth:`note_untrained`, kept with the weights.
+    CV 0.201), so no metric is given alone: ``<metric>_random`` is that of independent uniform points, for the CV in
+    closed form; ``<metric>_untrained`` that of the matrices handed to :meth:`note_untrained`, kept with the weights.
 
     Figures: the mean largest and smallest singular value ``S0`` and ``SD``, their ratio ``S_ratio``, mean
     ``effective_rank``, and mean ``cv`` of simplex volumes with its ``cv_standard_error`` and the band of two of them,
@@ -56,7 +57,7 @@ class PointSetGeometry(nn.Module):
 
     @torch.no_grad()
     def note_untrained(self, points: Tensor) -> None:
-        """Takes the figures of points (..., V, D) for those of no training."""
+        """Takes the metrics of points (..., V, D) for those of no training."""
         self.update(points)
         figures, _ = self._figures()
         self.untrained.copy_(torch.tensor([figures[name] for name in self.names]))
@@ -73,7 +74,7 @@ class PointSetGeometry(nn.Module):
             self.cv.update(chosen)
 
     def compute(self) -> dict[str, float]:
-        """The figures since the last call and their baselines, over all ranks; forgets the former."""
+        """The metrics since the last call and their baselines, over all ranks; forgets the former."""
         figures, errors = self._figures()
         baselines = {f"{name}_random": value for name, value in self.random.items()}
         if not self.untrained.isnan().any():
@@ -82,7 +83,7 @@ class PointSetGeometry(nn.Module):
         return figures | errors | baselines
 
     def _figures(self) -> tuple[dict[str, float], dict[str, float]]:
-        """The figures since the last call, and how far the CV can be relied on."""
+        """The metrics since the last call, and how far the CV can be relied on."""
         S0, SD = float(self.S0.compute()), float(self.SD.compute())
         ratio = S0 / SD if SD else math.inf
         figures = {"S0": S0, "SD": SD, "S_ratio": ratio, "effective_rank": float(self.effective_rank.compute())}
@@ -109,7 +110,7 @@ class LatentGeometry(nn.ModuleDict):
         super().__init__({name: PointSetGeometry(*shape) for name, shape in point_set_shapes.items()})
 
     def note_untrained(self, point_sets: PointSets) -> None:
-        """Takes the figures of the point sets for those of no training, where there are none yet."""
+        """Takes the metrics of the point sets for those of no training, where there are none yet."""
         for name, points in point_sets.items():
             if self._of(name).untrained.isnan().any():
                 self._of(name).note_untrained(points)
@@ -120,11 +121,11 @@ class LatentGeometry(nn.ModuleDict):
             self._of(name).update(points)
 
     def compute(self) -> dict[str, float]:
-        """``geometry_<point_set>/<figure>`` since the last call, see :meth:`PointSetGeometry.compute`."""
+        """``geometry_<point_set>/<metric>`` since the last call, see :meth:`PointSetGeometry.compute`."""
         return {f"geometry_{name}/{k}": value for name in self for k, value in self._of(name).compute().items()}
 
     def charts(self, logged: Collection[str]) -> list[Chart]:
-        """The figures of each point set beside their baselines, of the tags that were logged."""
+        """The metrics of each point set beside their baselines, of the tags that were logged."""
         wanted = []
         for name in self:
             tag, section = f"geometry_{name}", f"Point set {name}"

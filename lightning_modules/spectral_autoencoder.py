@@ -1,4 +1,4 @@
-"""Training an autoencoder whose latents are points on spheres."""
+"""Lightning module of spectral autoencoders, whose latents are points on spheres."""
 
 from collections.abc import Collection, Iterator
 from typing import Any, cast, get_args
@@ -11,8 +11,8 @@ from eigenscope.charts import Chart, present, train_and_val
 from eigenscope.lightning_modules.base import EvaluatedModule, Stage
 from eigenscope.lightning_modules.metrics import GroupedMean, MeanLoss
 from eigenscope.lightning_modules.point_set_geometry import LatentGeometry
-from eigenscope.nn.patch_autoencoder import PatchAutoencoder
-from eigenscope.nn.reconstruction_errors import ReconstructionLoss, reconstruction_errors
+from eigenscope.nn.autoencoders.patch_autoencoder import PatchAutoencoder
+from eigenscope.nn.autoencoders.reconstruction_errors import ReconstructionLoss, reconstruction_errors
 from eigenscope.protocols import LossTransform, PointSets
 
 _STAGES = ("train", "val", "test")
@@ -34,7 +34,7 @@ class SpectralAutoencoderModule(EvaluatedModule):
     Args:
         net: the network.
         loss: ``mse``, ``huber`` or ``log_cosh``, see
-            :func:`eigenscope.nn.reconstruction_errors.reconstruction_errors`.
+            :func:`eigenscope.nn.autoencoders.reconstruction_errors.reconstruction_errors`.
         cross_attention_clip: largest norm of the gradient of the cross-attention's parameters; None does not clip.
         clip_to_loss: clip the norm of the whole gradient to max(reconstruction loss, 1), as the first round of the
             no-SVD ablation did; at other times Lightning's ``gradient_clip_val`` is what is wanted.
@@ -72,7 +72,7 @@ class SpectralAutoencoderModule(EvaluatedModule):
         self.label_names: tuple[str, ...] = ()
 
     def setup(self, stage: str) -> None:
-        """Makes room for the figures by label."""
+        """Creates the metrics by label."""
         self.label_names = tuple(getattr(getattr(self.trainer, "datamodule", None), "label_names", ()))
         groups = len(self.label_names)
         figures = [f"{stage}_{name}" for stage in ("val", "test") for name in ("mse", "power")]
@@ -89,7 +89,7 @@ class SpectralAutoencoderModule(EvaluatedModule):
         return reconstructions, code.point_sets
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The disciplined loss of a batch."""
+        """The loss of a batch, with the loss terms of callbacks."""
         images, _ = batch
         reconstructions, code = self.net(images)
         if self.global_step == 0:
@@ -113,12 +113,12 @@ class SpectralAutoencoderModule(EvaluatedModule):
             self.geometry.update_point_sets(code.point_sets)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the figures by label and the geometry."""
+        """Logs the metrics by label and the geometry."""
         self._log_by_label("val")
         self.log_dict(self.geometry.compute(), sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
-        """Logs the figures by label."""
+        """Logs the metrics by label."""
         self._log_by_label("test")
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -159,7 +159,7 @@ class SpectralAutoencoderModule(EvaluatedModule):
         return self.label_names[label] if self.label_names else f"label {label}"
 
     def _record(self, stage: Stage, images: Tensor, reconstructions: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Updates the figures of a batch and returns its loss."""
+        """Updates the metrics of a batch and returns its loss."""
         squares = reconstruction_errors(reconstructions, images, "mse")
         losses = squares if self.loss == "mse" else reconstruction_errors(reconstructions, images, self.loss)
         loss = losses.mean()

@@ -1,4 +1,4 @@
-"""Training the variational successor of the spectral autoencoder."""
+"""Lightning module of the spectral VAE, the variational successor of the spectral autoencoder."""
 
 import statistics
 from collections.abc import Collection, Iterator
@@ -13,8 +13,14 @@ from eigenscope.lightning_modules.base import EvaluatedModule, Stage
 from eigenscope.lightning_modules.metrics import FractionVarianceUnexplained, GroupedMean, MeanLoss
 from eigenscope.lightning_modules.point_set_geometry import LatentGeometry
 from eigenscope.nn import SimplexCode, SimplexVAE
-from eigenscope.nn.reconstruction_errors import ReconstructionLoss, reconstruction_errors, student_t_errors
-from eigenscope.nn.variational import active_dimensions, free_bits, has_collapsed, kl_weight, reparameterise
+from eigenscope.nn.autoencoders.reconstruction_errors import ReconstructionLoss, reconstruction_errors, student_t_errors
+from eigenscope.nn.autoencoders.variational import (
+    active_dimensions,
+    free_bits,
+    has_collapsed,
+    kl_weight,
+    reparameterise,
+)
 from eigenscope.noise.streams import Streams, stream_key
 from eigenscope.protocols import LossTransform, PointSets
 
@@ -97,7 +103,7 @@ class SpectralVAEModule(EvaluatedModule):
         return self
 
     def setup(self, stage: str) -> None:
-        """Takes the run's seed, and makes room for the figures by label."""
+        """Takes the run's seed, and creates the metrics by label."""
         self._seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
         self.label_names = tuple(getattr(getattr(self.trainer, "datamodule", None), "label_names", ()))
         groups = max(1, len(self.label_names))
@@ -114,7 +120,7 @@ class SpectralVAEModule(EvaluatedModule):
         return self.net.to_images(companded, code.log_scale, code.grid), code.point_sets
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The disciplined loss of a batch."""
+        """The loss of a batch, with the loss terms of callbacks."""
         images, _ = batch
         key = stream_key(_TRAINING, self._seed, self.current_epoch, batch_idx)
         companded, code = self.net(images, sample=True, generator=self._streams(key, images))
@@ -139,7 +145,7 @@ class SpectralVAEModule(EvaluatedModule):
             self._evaluate_latent(*batch, companded, code)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the figures by label, of the latent and of the geometry; says once if the posterior has collapsed."""
+        """Logs the metrics by label, of the latent and of the geometry; says once if the posterior has collapsed."""
         fractions = {self._name(group): float(value) for group, value in self.unexplained.compute().items()}
         self.unexplained.reset()
         figures = {f"val_fvu/{name}": value for name, value in fractions.items()}
@@ -226,7 +232,7 @@ class SpectralVAEModule(EvaluatedModule):
         self.geometry.update_point_sets(sampled.point_sets)
 
     def _record(self, stage: Stage, companded: Tensor, code: SimplexCode) -> Tensor:
-        """Updates the figures of a batch and returns its reconstruction error."""
+        """Updates the metrics of a batch and returns its reconstruction error."""
         loss = self._errors(companded, code.companded).mean()
         self.log_loss(stage, self.means[f"{stage}/loss"], loss, len(companded))
         self.log_mean(f"{stage}/kl", self.means[f"{stage}/kl"], code.kl.sum(-1).mean(), len(companded))

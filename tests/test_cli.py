@@ -174,7 +174,7 @@ def test_a_fast_dev_run_leaves_no_result(tmp_path):
 
 
 def test_bf16_falls_back_aloud_where_it_is_emulated(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "has_bf16", lambda device: False)
+    monkeypatch.setattr(lightning_cli, "has_bf16", lambda device: False)
     run = fit(tmp_path, "--trainer.precision=bf16-mixed", epochs=1)
     assert run.trainer.precision == "32-true"
     assert "bf16-mixed was asked for, but this cpu only emulates it: using 32-true" in capsys.readouterr().out
@@ -359,7 +359,7 @@ def test_compare_hands_on_a_signal_and_says_how_its_run_goes_on(tmp_path, monkey
     sentence, _, command = said.partition(" to its end: ")
     assert sentence == (
         "SIGINT ended compare and demo seed 0; finished runs are kept, and given again compare trains this one anew, "
-        "or takes its result if it first goes on"
+        "or takes its result if it is first resumed"
     )
 
     (tmp_path / "fast").touch()
@@ -389,7 +389,7 @@ def planned(tmp_path):
 def test_compare_says_which_record_is_damaged(tmp_path):
     record = planned(tmp_path).folder / "run.json"
     record.write_text('{"outcome": "fini')
-    with pytest.raises(SystemExit, match=f"error: {record} is not the record of a run: .*; move it away to begin"):
+    with pytest.raises(SystemExit, match=f"error: {record} is not run metadata: .*; move it away to begin"):
         compare(tmp_path, arms=(DEMO,))
 
 
@@ -424,6 +424,6 @@ def test_help_names_every_subcommand():
 
 
 def test_importing_prints_nothing_and_starts_nothing():
-    code = "import cli, torch; assert not torch.cuda.is_initialized()"
+    code = "import eigenscope.cli.lightning_cli, torch; assert not torch.cuda.is_initialized()"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == done.stderr == ""

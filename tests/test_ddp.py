@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from eigenscope import cli
 from eigenscope.callbacks import CVLossSchedule
 from eigenscope.lightning_modules import spectral_vae
-from eigenscope.nn import simplex_vae
+from eigenscope.nn.autoencoders import simplex_vae
 from eigenscope.results import read_scoreboard
 from eigenscope.results.run_metadata import RunMetadata
 

@@ -26,7 +26,7 @@ from eigenscope.results.run_metadata import RunMetadata
 CONFIGS = Path(__file__).parents[1] / "configs"
 NET = "--model.init_args.net.init_args"
 LAST = Path("runs/demo/version_0/checkpoints/last.ckpt")
-WHOLE = rf"what was saved before is whole, go on with --ckpt_path {LAST}"
+WHOLE = rf"earlier checkpoints are intact, resume with --ckpt_path {LAST}"
 
 
 @pytest.fixture(autouse=True)
@@ -231,7 +231,7 @@ def test_a_signal_leaves_a_checkpoint(name, environment, monkeypatch, capfd):
     assert stop.value.code == 128 + number
     step = read_checkpoint(LAST)["global_step"]
     said = capfd.readouterr().err.splitlines()[-1]
-    assert said == f"{name} ended the run after step {step}; to go on: --ckpt_path {LAST}"
+    assert said == f"{name} ended the run after step {step}; to resume: --ckpt_path {LAST}"
     assert RunMetadata.load(LAST.parents[1]).outcome == "interrupted"
     goes_on(arguments(epochs=step // 4 + 1, data=WORKER), step)
 

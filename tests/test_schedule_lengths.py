@@ -202,7 +202,9 @@ def test_a_run_that_is_resumed_longer_follows_the_new_length(capsys):
     capsys.readouterr()
     seen = rates(*DEMO, RESUMABLE, "--trainer.max_epochs=4", f"--ckpt_path={last(part)}")
     assert seen == one_cycle(32)[16:]
-    said = "lr_scheduler OneCycleLR follows the run, which takes 32 steps instead of 16: it goes on at a learning rate"
+    said = (
+        "lr_scheduler OneCycleLR follows the run, which takes 32 steps instead of 16: it continues at a learning rate"
+    )
     assert capsys.readouterr().out.count(said) == 1
 
 

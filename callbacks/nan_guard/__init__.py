@@ -1,1 +1,1 @@
-"""Detects, locates and handles NaN and Inf in training."""
+"""NaN guard: detects, locates and handles NaN and Inf in training."""

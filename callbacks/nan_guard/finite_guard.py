@@ -1,4 +1,4 @@
-"""Stops a training at the first number that is not finite, or passes it over, while its weights still are."""
+"""NaN/Inf guard: stops training before a non-finite loss or gradient reaches the weights, or skips the step."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -26,7 +26,7 @@ class NonFiniteError(RuntimeError):
 
 
 class FiniteGuard(Callback):
-    """Stops before a step that would spoil the weights, or skips it; says what went wrong first.
+    """Stops before a step that would corrupt the weights with NaN or Inf, or skips it; names the tensor that was first.
 
     Checked are each training batch, and before each step of the optimizer the loss and the gradients (with fp16
     scaling, which lets gradients overflow on purpose, the loss alone); under DDP all ranks stop or skip together. The
@@ -35,11 +35,11 @@ class FiniteGuard(Callback):
     :class:`~eigenscope.protocols.Traced`.
 
     ``stop`` saves ``last_good.ckpt``, beside the other checkpoints: the state before that step (a ``fast_dev_run``
-    leaves none); the run's record in its log folder says that it was stopped.
+    leaves none); the run metadata in its log folder say that it was stopped.
 
     ``skip`` drops the step's gradients before the optimizer sees them, so that weights and the optimizer's state stay
-    as they are, and puts back metrics and buffers, so that figures of the epoch are those of the other steps; with
-    accumulated gradients the step is all of its batches. Schedules and counts of steps go on. Each skip is one line;
+    as they are, and puts back metrics and buffers, so that metrics of the epoch are those of the other steps; with
+    accumulated gradients the step is all of its batches. Schedules and step counters advance. Each skip is one line;
     how many there were is logged as ``skipped_steps`` and kept in checkpoints. A weight that is not finite, an
     eigensolver's refusal of a matrix, and one step more than ``max_skipped``, over all resumes, stop the run.
 
@@ -51,6 +51,8 @@ class FiniteGuard(Callback):
         ValueError: an argument is out of range.
         NonFiniteError: something is not finite.
     """
+
+    affects_training = False
 
     def __init__(self, policy: NonFinitePolicy = "stop", max_skipped: int = 10) -> None:
         if policy not in get_args(NonFinitePolicy):
@@ -71,7 +73,7 @@ class FiniteGuard(Callback):
         self._replaced: list[tuple[Tensor, Tensor]] = []  # parts of the batch, and what they were
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forgets a fit before."""
+        """Resets the state of a previous fit."""
         if stage == "fit":
             self.skipped = 0
             self._forget()
@@ -142,7 +144,7 @@ class FiniteGuard(Callback):
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on counting."""
+        """Restores the count of skipped steps."""
         self.skipped = state_dict.get("skipped", 0)
 
     def _everywhere(self, trainer: Trainer, finite: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Which number of a training step was the first that is not finite."""
+"""NaN/Inf localisation: the first non-finite tensor of a training step."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # its stub leaves it out
 from torchmetrics import Metric
 
+from eigenscope.adapters.torch_names import any_compiled
 from eigenscope.protocols import Traced
 
 
 def first_non_finite(pl_module: LightningModule, batch: Any, batch_idx: int, loss_finite: bool) -> str | None:
-    """What a person is told about a step that is not finite, found by computing it once more without gradients.
+    """Describes the first non-finite tensor of a step, found by computing the step once more without gradients.
 
     In the order of a step: weights, batch, the outputs of modules or what a
     :class:`~eigenscope.protocols.Traced` module yields, the loss, gradients from the last parameter to the first.
@@ -103,9 +104,8 @@ def _outputs(pl_module: LightningModule) -> Iterator[list[str]]:
 @contextmanager
 def _once_more(pl_module: LightningModule) -> Iterator[None]:
     """Lets a step be computed again without being logged."""
-    compiled = any(module._compiled_call_impl is not None for module in pl_module.modules())
     # compiled networks may ignore hooks that are registered after compilation
-    eagerly = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    eagerly = torch.compiler.set_stance("force_eager") if any_compiled(pl_module) else nullcontext()
     pl_module.log = lambda *_, **__: None  # type: ignore[method-assign]
     pl_module.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
     try:

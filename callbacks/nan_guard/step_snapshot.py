@@ -1,17 +1,27 @@
-"""What a training step changes besides weights and the optimizer, kept so that it can be put back."""
+"""Snapshot of what a training step changes besides weights and optimizer, so that the step can be rolled back."""
 
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torchmetrics import Metric
 
+from eigenscope.adapters.lightning_names import logged_means, step_counters
+from eigenscope.adapters.torchmetrics_names import restore_metric
 from eigenscope.random_state import random_state, set_random_state
 
 
+@dataclass(frozen=True)
+class _MetricState:
+    states: dict[str, Any]
+    update_count: int
+    has_reset: bool | None  # of the means that Lightning keeps of logged values
+
+
 class StepSnapshot:
-    """Buffers and metrics of a module, the means that Lightning keeps of logged values, random streams, and counts.
+    """Snapshot of a module's buffers and metrics, Lightning's logged means, random states, and counts.
 
     Metrics that have not been updated since they were reset, as those of validation, cost nothing. The module's parts
     are looked up when this is made: a network has hundreds, and a step may be short.
@@ -23,18 +33,17 @@ class StepSnapshot:
 
     def __init__(self, trainer: Trainer, pl_module: LightningModule) -> None:
         modules = list(pl_module.modules())
-        self._owners = [(module, name) for module in modules for name in module._buffers]
+        self._owners = [(module, name) for module in modules for name, _ in module.named_buffers(recurse=False)]
         self._metrics = [module for module in modules if isinstance(module, Metric)]
         self._device = pl_module.device
-        loop: Any = trainer.fit_loop.epoch_loop
-        self._counters = (loop.batch_progress, loop.automatic_optimization.optim_progress)
-        self._logged = trainer.fit_loop.epoch_loop._results  # Lightning has no public way to what it collects
+        self._counters = step_counters(trainer)
+        self._logged = logged_means(trainer)
         self.take()
 
     def take(self) -> None:
         """Keeps all of it as it is now."""
-        copies: dict[int, Tensor] = {}  # metrics in a collection may share their states, and then go on sharing them
-        self._buffers = [_copy(module._buffers[name], {}) for module, name in self._owners]
+        copies: dict[int, Tensor] = {}  # metrics in a collection may share their states, and then keep sharing them
+        self._buffers = [_copy(getattr(module, name), {}) for module, name in self._owners]
         self._states = [_state(metric, copies) for metric in self._metrics]
         self._means = {key: _state(mean, copies) for key, mean in self._logged.items()}
         self._streams = random_state(self._device)
@@ -42,11 +51,11 @@ class StepSnapshot:
 
     def restore(self) -> None:
         """Puts buffers, metrics and means back."""
-        copies: dict[int, Tensor] = {}  # the snapshot stays as it is when metrics go on from there
+        copies: dict[int, Tensor] = {}  # the snapshot stays as it is when metrics are updated after it
         with torch.no_grad():
             for (module, name), before in zip(self._owners, self._buffers, strict=True):
                 if before is not None:
-                    cast(Tensor, module._buffers[name]).copy_(before)
+                    module.get_buffer(name).copy_(before)
         for key, mean in self._logged.items():
             _put_back(mean, self._means.get(key), copies)
         for metric, state in zip(self._metrics, self._states, strict=True):
@@ -62,12 +71,12 @@ class StepSnapshot:
             counter.load_state_dict(counts)
 
 
-def _state(metric: Metric, copies: dict[int, Tensor]) -> dict[str, Any] | None:
+def _state(metric: Metric, copies: dict[int, Tensor]) -> _MetricState | None:
     """None is that of a metric that has just been reset."""
     if not metric.update_called:
         return None
-    names = (*metric.metric_state, "_update_count", *(("has_reset",) if hasattr(metric, "has_reset") else ()))
-    return {name: _copy(getattr(metric, name), copies) for name in names}
+    states = {name: _copy(value, copies) for name, value in metric.metric_state.items()}
+    return _MetricState(states, metric.update_count, getattr(metric, "has_reset", None))
 
 
 def _copy(value: Any, copies: dict[int, Tensor]) -> Any:
@@ -78,11 +87,11 @@ def _copy(value: Any, copies: dict[int, Tensor]) -> Any:
     return list(value) if isinstance(value, list) else value
 
 
-def _put_back(metric: Metric, state: dict[str, Any] | None, copies: dict[int, Tensor]) -> None:
+def _put_back(metric: Metric, state: _MetricState | None, copies: dict[int, Tensor]) -> None:
     if state is None:
         if metric.update_called:
             metric.reset()
         return
-    for name, value in state.items():
-        setattr(metric, name, _copy(value, copies))
-    metric._computed = None
+    restore_metric(metric, {name: _copy(value, copies) for name, value in state.states.items()}, state.update_count)
+    if state.has_reset is not None:
+        metric.has_reset = state.has_reset

@@ -1,4 +1,4 @@
-"""What a configuration asks for beside what a trainer really does."""
+"""Requested settings of a configuration beside the effective settings of its trainer."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import StrategyRegistry
 from torch.optim import Optimizer
 
-from eigenscope.optim.tracked_parameters import optimizer_parts
+from eigenscope.adapters.lightning_names import registered_strategy
+from eigenscope.adapters.torch_names import any_compiled
+from eigenscope.optim.eigenbases.tracked_parameters import optimizer_parts
 from eigenscope.precision import has_tf32, precision_name
 
 Value = str | int | float | None
@@ -17,7 +18,7 @@ Value = str | int | float | None
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting as it was asked for, None where nothing says, and as it is; whether the two contradict each other."""
+    """A setting: the requested value (None if not stated), the effective one, and whether they differ."""
 
     name: str
     asked: Value
@@ -94,8 +95,9 @@ def _of_numbers(trainer: Trainer, module: LightningModule, asked: Mapping[str, A
                 settings.append(Setting(f"{key} of {name}", request, shown, differs))
     seed = asked.get("seed_everything")
     settings.append(_compared("seed", None if isinstance(seed, bool) else seed, live_seed))
-    compiled = any(part._compiled_call_impl is not None or hasattr(part, "_orig_mod") for part in module.modules())
-    settings.append(_compared("compiled", _yes(_at(asked, "model", "init_args", "compile_net")), _yes(compiled)))
+    settings.append(
+        _compared("compiled", _yes(_at(asked, "model", "init_args", "compile_net")), _yes(any_compiled(module)))
+    )
     return settings
 
 
@@ -116,9 +118,7 @@ def _of_devices(trainer: Trainer, options: Mapping[str, Any]) -> list[Setting]:
     device, strategy, count = (options.get(key) for key in ("accelerator", "strategy", "devices"))
     live = trainer.strategy.root_device.type
     known = {"cpu": ("cpu",), "cuda": ("cuda",), "mps": ("mps",), "gpu": ("cuda", "mps")}
-    kind = (
-        StrategyRegistry[strategy]["strategy"] if isinstance(strategy, str) and strategy in StrategyRegistry else None
-    )
+    kind = registered_strategy(strategy) if isinstance(strategy, str) else None
     number = len(count) if isinstance(count, list) else int(str(count)) if str(count).isdecimal() else None
     if isinstance(strategy, dict):
         strategy = _class_name(strategy)

@@ -1,4 +1,4 @@
-"""Keeps the figures of every finished epoch, for callbacks that report them."""
+"""Base class of callbacks that report the metrics of every finished epoch."""
 
 import time
 from abc import ABC, abstractmethod
@@ -17,11 +17,13 @@ class EpochRecorder(Callback, ABC):
         monitor: the logged metric that epochs are judged by.
     """
 
+    affects_training = False
+
     def __init__(self, monitor: MonitoredMetric = MonitoredMetric()) -> None:  # noqa: B008  a frozen dataclass
         self.monitor = monitor
         self.epochs: list[EpochResult] = []
         self._started = 0.0
-        self._elapsed = 0.0  # of the epoch under way, in the run that this one goes on from
+        self._elapsed = 0.0  # of the epoch under way, in the run that this one resumes
         self._validated = False
         self._restarts = False
 
@@ -38,11 +40,11 @@ class EpochRecorder(Callback, ABC):
         self._started = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notes that the epoch's validation figures are new."""
+        """Notes that the epoch's validation metrics are new."""
         self._validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Records the epoch: Lightning keeps figures of an earlier validation, which are left out."""
+        """Records the epoch: Lightning keeps metrics of an earlier validation, which are left out."""
         metrics = {
             name: float(value)
             for name, value in trainer.callback_metrics.items()
@@ -54,7 +56,7 @@ class EpochRecorder(Callback, ABC):
         self.epoch_recorded(trainer, pl_module)
 
     def restart_best(self) -> None:
-        """Lets the best score begin anew with this epoch."""
+        """Resets the best score, from this epoch on."""
         self._restarts = True
 
     def state_dict(self) -> dict[str, Any]:
@@ -67,6 +69,6 @@ class EpochRecorder(Callback, ABC):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the epochs of the run that goes on."""
+        """Restores the epochs of the resumed run."""
         self.epochs = [EpochResult(**row) for row in state_dict["epochs"]]
         self._elapsed, self._validated, self._restarts = (state_dict[n] for n in ("elapsed", "validated", "restarts"))

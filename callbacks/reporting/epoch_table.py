@@ -1,4 +1,4 @@
-"""What a run prints: a table row an epoch, and which optimizer each parameter goes to."""
+"""Console output of a run: a table row per epoch, and the parameter routing of a composite optimizer."""
 
 import statistics
 
@@ -14,11 +14,11 @@ _WIDTHS = (6, 11, 10, 8, 8, 10, 9, 8, 8)
 
 
 class EpochTable(EpochRecorder):
-    """Prints a line an epoch, above the progress bar where there is one.
+    """Prints a table row of metrics per epoch, above the progress bar if there is one.
 
     Columns: epoch, the score in training and validation, training loss, their gap (training minus validation), the
     best score so far and its epoch, the seconds that the epoch took with validation, and the time the run has left.
-    A figure that was not logged is shown as ``-``.
+    A metric that was not logged is shown as ``-``.
 
     Args:
         monitor: the logged metric that epochs are judged by.
@@ -63,10 +63,12 @@ def _line(cells: tuple[str, ...] | list[str]) -> str:
 
 
 class ParameterRouting(Callback):
-    """Prints the routing table once, when training starts, and logs it as a text card ``optimizer/routing``.
+    """Prints which optimizer each parameter is assigned to, and logs the table as the text ``optimizer/routing``.
 
     An optimizer without ``routes``, such as AdamW alone, has no table: nothing is printed then.
     """
+
+    affects_training = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints and logs the table."""

@@ -1,4 +1,4 @@
-"""The card of a run: what it was asked for, what it really did, where, and what came of it."""
+"""Run metadata (``run.json``): requested and effective settings, environment, outcome."""
 
 import shlex
 import sys
@@ -32,13 +32,13 @@ _LONGEST_REASON = 300
 
 
 class RunMetadataCallback(Callback):
-    """Writes ``run.json`` into the log folder, and the same for people into TensorBoard's text.
+    """Writes the run metadata to ``run.json`` in the log folder, and as Markdown to TensorBoard's TEXT page.
 
-    When training starts, rank zero notes the resolved configuration, what was asked for beside what is live, which
+    When training starts, rank zero notes the resolved configuration, requested beside effective settings, which
     optimizer each parameter goes to, how many parameters there are, a fingerprint of the data, versions, the commit
-    of the code, hardware and the command (``run/card``, ``run/configuration``). When it ends, with or without an
+    of the code, hardware and the command (``run/metadata``, ``run/configuration``). When it ends, with or without an
     error: the outcome, its reason, the duration, samples per second and peak memory (``run/outcome``); when the same
-    trainer has read the test set afterwards, ``run/test``. A run that goes on from a checkpoint goes on in the record:
+    trainer has read the test set afterwards, ``run/test``. A resumed run continues the record:
     durations add up, the notes are those of the newest start, and a line is kept of each start before.
 
     Nothing is written without a log folder, in a ``fast_dev_run``, or by a run that ends before its first step.
@@ -47,10 +47,15 @@ class RunMetadataCallback(Callback):
     Attributes:
         configuration: of ``fit`` as it was asked for, plain values. The command line sets it; from Python, where it is
             None, the hyperparameters that module and data module have saved take its place.
+        allowed: what this start was allowed to have otherwise than its checkpoint: dotted key to old and new value. The
+            command line sets it; the record leaves it out if it is empty.
     """
+
+    affects_training = False
 
     def __init__(self) -> None:
         self.configuration: dict[str, Any] | None = None
+        self.allowed: dict[str, Any] = {}
         self._folder: Path | None = None
         self._starts: list[dict[str, Any]] = []
         self._clock = RunClock()
@@ -59,13 +64,13 @@ class RunMetadataCallback(Callback):
         self._seed = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forgets a fit before this one; one that goes on comes back with its checkpoint."""
+        """Resets the state of a previous fit; a resumed one is restored from its checkpoint."""
         if stage == "fit":
             self._folder, self._starts, self._clock, self._samples, self._memory = None, [], RunClock(), 0, {}
             self._seed = torch.initial_seed()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the card."""
+        """Writes the run metadata."""
         self._folder = run_folder(trainer)
         if self._folder is not None:
             record = RunMetadata()
@@ -78,7 +83,7 @@ class RunMetadataCallback(Callback):
             )
             self._starts = [*self._starts, card["start"]]
             configuration = yaml.safe_dump(card["configuration"], sort_keys=False, allow_unicode=True)
-            _show(trainer, "run/card", card_text(card))
+            _show(trainer, "run/metadata", card_text(card))
             _show(trainer, "run/configuration", code_block(configuration))
         self._clock.start()
 
@@ -111,11 +116,11 @@ class RunMetadataCallback(Callback):
             self._end(trainer, self._folder, "finished")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Shows the figures of a test after a fit."""
+        """Shows the metrics of a test after a fit."""
         if self._folder is not None:
             metrics = trainer.callback_metrics
             rows = [[name, f"{float(value):.6g}"] for name, value in metrics.items() if name.startswith("test/")]
-            _show(trainer, "run/test", markdown_table(["figure", "value"], rows))
+            _show(trainer, "run/test", markdown_table(["metric", "value"], rows))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Writes why a fit, or the test after it, did not come to its end."""
@@ -128,7 +133,7 @@ class RunMetadataCallback(Callback):
             outcome: Outcome = "interrupted" if isinstance(exception, _FROM_OUTSIDE) else "failed"
             self._end(trainer, self._folder, outcome, reason[:_LONGEST_REASON])
         except OSError as error:  # as on a full disk, which may be what ended the run: the first error is the news
-            exception.add_note(f"The run's record could not be written: {error}")
+            exception.add_note(f"The run metadata could not be written: {error}")
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds and samples so far, and the starts, as plain values."""
@@ -140,7 +145,7 @@ class RunMetadataCallback(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from there."""
+        """Restores the state."""
         self._clock.go_on_from(state_dict["seconds"], state_dict["training_seconds"])
         self._samples, self._starts = state_dict["samples"], list(state_dict["starts"])
 
@@ -158,6 +163,7 @@ class RunMetadataCallback(Callback):
                 "step": trainer.global_step,
                 "commit": code["commit"],
                 "command": shlex.join(sys.orig_argv),
+                **({"allowed": self.allowed} if self.allowed else {}),
             },
             "settings": [asdict(row) for row in self._settings(trainer, pl_module)],
             "parameters": {"total": asdict(count(pl_module)), "parts": parts},
@@ -187,7 +193,7 @@ class RunMetadataCallback(Callback):
 
 
 def data_fingerprint(trainer: Trainer) -> dict[str, str]:
-    """The names for the content of the data sets of a run; none if its data module gives none."""
+    """The fingerprints (checksums) of a run's data sets; empty if its data module has none."""
     data: Any = getattr(trainer, "datamodule", None)
     return data.fingerprint() if isinstance(data, Fingerprinted) else {}
 

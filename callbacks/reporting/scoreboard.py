@@ -1,4 +1,4 @@
-"""The board over all runs."""
+"""Scoreboard callback: one CSV row per finished run."""
 
 import dataclasses
 import os
@@ -22,16 +22,16 @@ from eigenscope.results import (
 
 
 class Scoreboard(EpochRecorder):
-    """After each fit adds its result to ``run.json`` in the log folder and a row to the board, and prints the board.
+    """Adds each fit's result to ``run.json`` and a row to the scoreboard (a CSV file), and prints the scoreboard.
 
-    If the same trainer reads the test set afterwards, its figures join the result and the row. A run without logs
+    If the same trainer reads the test set afterwards, its metrics join the result and the row. A run without logs
     has a row alone; a ``fast_dev_run``, or a run in which the score was never logged, leaves nothing.
 
     Args:
-        path: the board's CSV file.
+        path: the scoreboard's CSV file.
         monitor: the logged metric that runs are judged by.
         name: of the experiment; None takes the logger's.
-        show: print the board after the fit.
+        show: print the scoreboard after the fit.
 
     Raises:
         ValueError: when a fit begins, if the file is there and is not a scoreboard.
@@ -51,7 +51,7 @@ class Scoreboard(EpochRecorder):
         self._result: RunResult | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Looks at the board, on which there must be room for the run at its end."""
+        """Checks that the scoreboard file is readable."""
         if stage == "fit":
             read_scoreboard(self.path)
 
@@ -82,7 +82,7 @@ class Scoreboard(EpochRecorder):
             print_beside_bar(trainer, pl_module, f"\nScoreboard ({self.path})\n{board}\n")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Adds the figures of the test set to the result of the fit before."""
+        """Adds the metrics of the test set to the result of the fit before."""
         if self._result is not None:
             test = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("test/")}
             self._write(dataclasses.replace(self._result, test=test))

@@ -1,4 +1,4 @@
-"""TensorBoard as a review of the run: a dashboard of custom scalars and a row of hyperparameters."""
+"""TensorBoard dashboard of a run: custom scalars and a row of hyperparameters."""
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -9,10 +9,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from eigenscope.adapters.lightning_names import callbacks_of, tag_prefix
+from eigenscope.adapters.tensorboard_names import write_hparams
 from eigenscope.callbacks._output import tensorboard_loggers
 from eigenscope.callbacks.reporting.epoch_recorder import EpochRecorder
 from eigenscope.charts import Chart, Layout, dashboard, joined, present
-from eigenscope.optim.tracked_parameters import optimizer_parts
+from eigenscope.optim.eigenbases.tracked_parameters import optimizer_parts
 from eigenscope.protocols import HasCharts
 from eigenscope.results import scored
 from eigenscope.results.hyperparameters import flat_hyperparameters
@@ -21,7 +23,7 @@ _FIRST = ("batch_size", "lr", "net", "optimizer", "seed")
 
 
 class TensorBoardLayout(Callback):
-    """Lays out TensorBoard's custom scalars, and gives a finished fit a row with figures on its HPARAMS page.
+    """Lays out TensorBoard's dashboard of custom scalars, and adds a row with metrics to its HPARAMS page.
 
     The dashboard holds the charts that the module and the callbacks state (:class:`~eigenscope.protocols.HasCharts`)
     of what this run has logged, and the learning rates of a ``LearningRateMonitor``. It is written after the first
@@ -30,14 +32,16 @@ class TensorBoardLayout(Callback):
     The row is written when a fit comes to its end. Its columns are scalars with short names: classes of module,
     network, data and optimizer, rates, batch size over all ranks, precision, clipping, accumulation, ranks, seed,
     number of parameters and, where the module was built from a configuration, its arguments and its network's (see
-    :func:`~eigenscope.results.hyperparameters.flat_hyperparameters`). Its figures are, if a callback such as
+    :func:`~eigenscope.results.hyperparameters.flat_hyperparameters`). Its metrics are, if a callback such as
     ``Scoreboard`` judges epochs by a score, ``run/best_score`` and ``run/last_score``, which are logged then, as is
-    ``run/epochs``; and the latest figures ``val/*``, or ``train/*`` where nothing was validated. A run that is resumed
-    in its folder keeps its row: figures are renewed, columns stay those of the first time.
+    ``run/epochs``; and the latest metrics ``val/*``, or ``train/*`` where nothing was validated. A run that is resumed
+    in its folder keeps its row: metrics are renewed, columns stay those of the first time.
 
     Training is not touched: what was logged is read, on all ranks, since reading a mean over ranks adds it up; rank
     zero writes. Without a TensorBoard logger nothing happens.
     """
+
+    affects_training = False
 
     def __init__(self) -> None:
         self._layout: Layout = {}
@@ -45,7 +49,7 @@ class TensorBoardLayout(Callback):
         self._rates: dict[str, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forgets a fit before this one; the charts of one that goes on come back with its checkpoint."""
+        """Resets the state of a previous fit; the charts of a resumed one are restored from its checkpoint."""
         if stage == "fit":
             self._layout, self._charts = {}, []
 
@@ -77,20 +81,20 @@ class TensorBoardLayout(Callback):
         logged, noted = set(trainer.logged_metrics), set(trainer.callback_metrics)  # on all ranks
         if not trainer.is_global_zero or not tensorboard_loggers(trainer):
             return
-        charts = _charts([pl_module, *trainer.callbacks], logged, noted)  # type: ignore[attr-defined]
+        charts = _charts([pl_module, *callbacks_of(trainer)], logged, noted)
         self._charts = joined([*charts, *self._charts])
         layout = dashboard(self._charts)
         if layout and layout != self._layout:
             self._layout = layout
             for board in tensorboard_loggers(trainer):
-                board.experiment.add_custom_scalars(dashboard(self._charts, _prefix(board)))
+                board.experiment.add_custom_scalars(dashboard(self._charts, tag_prefix(board)))
 
     def _add_row(
         self, trainer: Trainer, pl_module: LightningModule, board: TensorBoardLogger, logged: Mapping[str, float]
     ) -> None:
         row = _live(trainer, pl_module) | self._rates
         figures = {"run/epochs": float(trainer.current_epoch)}
-        recorder = next((c for c in trainer.callbacks if isinstance(c, EpochRecorder)), None)  # type: ignore[attr-defined]
+        recorder = next((c for c in callbacks_of(trainer) if isinstance(c, EpochRecorder)), None)
         known = scored(recorder.epochs, recorder.monitor) if recorder is not None else []
         if recorder is not None and known:
             score = recorder.monitor
@@ -99,25 +103,8 @@ class TensorBoardLayout(Callback):
         board.log_metrics(figures, step=trainer.global_step)
         stage = "val/" if any(name.startswith("val/") for name in logged) else "train/"
         figures |= {name: value for name, value in logged.items() if name.startswith(stage)}
-        from torch.utils.tensorboard.summary import hparams  # here, because it takes a moment that no help text needs
-
-        # unlike the logger's own way this repeats no figure as a scalar, and the writer's own would open another run
-        named = {_prefix(board) + name: value for name, value in figures.items()}
-        columns, start, end = hparams(row, named)  # type: ignore[no-untyped-call]
-        for summary in (_shown_first(columns), start, end):
-            board.experiment.file_writer.add_summary(summary)
-
-
-def _shown_first(columns: Any) -> Any:
-    """Marks the columns to be seen without a click: TensorBoard shows five, those that differ before the others."""
-    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # type: ignore[import-untyped]
-
-    plugin = columns.value[0].metadata.plugin_data
-    content = HParamsPluginData.FromString(plugin.content)
-    for column in content.experiment.hparam_infos:
-        column.differs = column.name in _FIRST
-    plugin.content = content.SerializeToString()
-    return columns
+        named = {tag_prefix(board) + name: value for name, value in figures.items()}
+        write_hparams(board.experiment, row, named, _FIRST)
 
 
 def _charts(parts: Iterable[Any], logged: Collection[str], noted: Collection[str]) -> list[Chart]:
@@ -160,8 +147,3 @@ def _rates(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         for number, value in enumerate((value for value in values if value is not None), 1):
             found[name if number == 1 else f"{name}_{number}"] = float(value)
     return found
-
-
-def _prefix(board: TensorBoardLogger) -> str:
-    """What the logger puts before each scalar's tag."""
-    return f"{board._prefix}{board.LOGGER_JOIN_CHAR}" if board._prefix else ""

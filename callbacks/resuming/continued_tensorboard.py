@@ -1,4 +1,4 @@
-"""TensorBoard's event files of a resumed run."""
+"""TensorBoard event files of a resumed run, without duplicate or missing points."""
 
 import math
 from collections.abc import Iterable
@@ -7,9 +7,11 @@ from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from eigenscope.adapters.tensorboard_names import read_events, write_events
+
 
 class ContinuedBoard(Callback):
-    """Writes again what TensorBoard is about to forget, though the run logged it before its checkpoint.
+    """Rewrites the events logged before the checkpoint that TensorBoard would drop when a run is resumed.
 
     A writer with ``purge_step`` makes TensorBoard forget all that a run logged from that step on, which it had gone on
     to after its checkpoint. But trainer and callbacks count what they log between two steps by the one before or the
@@ -53,9 +55,7 @@ class ContinuedBoard(Callback):
         writer.flush()
         latest = max(_event_files(Path(writer.log_dir)), key=lambda file: file.stat().st_mtime_ns)  # just flushed
         again = {_place(event) for event in board_events([latest], self.step)}
-        for event in events:
-            if _place(event) not in again:
-                writer.file_writer.add_event(event, event.step, event.wall_time)
+        write_events(writer, (event for event in events if _place(event) not in again))
 
 
 def _event_files(folder: Path) -> list[Path]:
@@ -77,18 +77,12 @@ def board_events(files: Iterable[Path], step: int, until: float = math.inf) -> l
     Returns:
         Protocol buffers with step, time and values, each of which has a tag.
     """
-    from tensorboard.backend.event_processing.event_file_loader import (  # type: ignore[import-untyped]  # slow to load
-        LegacyEventFileLoader,
-    )
-    from tensorboard.compat.proto.event_pb2 import SessionLog  # type: ignore[import-untyped]
-
     kept: list[Any] = []
-    for file in files:
-        for event in LegacyEventFileLoader(str(file)).Load():
-            if event.wall_time > until:
-                continue
-            if event.session_log.status == SessionLog.START:
-                kept = [other for other in kept if other.step < event.step]
-            elif event.HasField("summary") and event.step >= step:
-                kept.append(event)
+    for event, starts in read_events(files):
+        if event.wall_time > until:
+            continue
+        if starts:
+            kept = [other for other in kept if other.step < event.step]
+        elif event.HasField("summary") and event.step >= step:
+            kept.append(event)
     return kept

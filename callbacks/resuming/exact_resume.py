@@ -1,26 +1,29 @@
-"""What a resumed run needs beside weights and optimizer to end as if it had never been stopped."""
+"""Exact resume: random states, metrics, loop counters and loader position in the checkpoint."""
 
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.utils._pytree import tree_map_only
 from torchmetrics import Metric
 
+from eigenscope.adapters.lightning_names import is_within_epoch, metrics_so_far, restore_metrics, resume_loaders
+from eigenscope.adapters.torchmetrics_names import restore_metric
 from eigenscope.random_state import random_state, seed_streams, set_random_state
 
 
 class ExactResume(Callback):
-    """Saves and restores every random stream, and the figures of the epoch under way, of each rank.
+    """Saves and restores random states, the metrics of the epoch under way and the loader position, of each rank.
 
     The streams are those of Python, numpy, torch and the rank's CUDA device. Ranks begin with streams of their own, so
-    that no two draw the same dropout; where a run goes on with another number of ranks, streams begin anew and the
-    figures of the epoch under way with them, which is said.
+    that no two draw the same dropout; where a run is resumed with another number of ranks, streams are reseeded and the
+    metrics of the epoch under way restart, which is printed.
 
-    Where in an epoch a run was stopped is the trainer's own count of batches, and loaders that can are told to go on
+    Where in an epoch a run was stopped is the trainer's own count of batches, and loaders that can are told to resume
     there: a sample depends on (seed, epoch, index) alone, so there is no state of workers to keep.
     :class:`~eigenscope.callbacks.ResumeCheckpoint` saves between two steps, where all this is exact.
     """
+
+    affects_training = False
 
     def __init__(self) -> None:
         self._restored: dict[str, Any] | None = None
@@ -33,7 +36,7 @@ class ExactResume(Callback):
         elif len(restored["ranks"]) != trainer.world_size:
             pl_module.print(
                 f"The checkpoint is of {len(restored['ranks'])} ranks, this run has {trainer.world_size}: random "
-                "streams, and the training figures of the epoch under way, begin anew."
+                "streams are reseeded, and the training metrics of the epoch under way restart."
             )
             _seed_rank(trainer, restored["step"])
             self._restored = restored | {"ranks": []}
@@ -41,14 +44,11 @@ class ExactResume(Callback):
             self._set_streams(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restores the figures, which Lightning has cleared until here, and the place in the data."""
-        if trainer.fit_loop.is_resuming:
-            _resume_loaders(trainer)
+        """Restores the metrics, which Lightning has cleared until here, and the place in the data."""
+        resume_loaders(trainer)
         if self._restored is None:
             return
-        connector: Any = trainer._logger_connector
-        for name, figures in self._restored["figures"].items():
-            getattr(connector, f"_{name}_metrics").update(_moved(figures, pl_module.device))
+        restore_metrics(trainer, _moved(self._restored["figures"], pl_module.device))
         if self._restored["ranks"] and self._restored["within_epoch"]:
             self._set_streams(trainer)  # for those who look at them as the first batch starts
             _set_metrics(pl_module, self._restored["ranks"][trainer.global_rank]["metrics"])
@@ -62,9 +62,7 @@ class ExactResume(Callback):
             self._restored = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adds the streams and the figures of all ranks."""
-        connector: Any = trainer._logger_connector
-        epoch: Any = trainer.fit_loop.epoch_progress.current
+        """Adds the streams and the metrics of all ranks."""
         mine = {"streams": random_state(pl_module.device), "metrics": _metrics(pl_module)}
         ranks: list[Any] = [mine]
         if trainer.world_size > 1:
@@ -72,9 +70,9 @@ class ExactResume(Callback):
             torch.distributed.all_gather_object(ranks, _moved(mine, torch.device("cpu")))
         checkpoint["random_state"] = {
             "step": trainer.global_step,
-            "within_epoch": epoch.ready != epoch.processed,
+            "within_epoch": is_within_epoch(trainer),
             "ranks": ranks,
-            "figures": {name: dict(getattr(connector, f"_{name}_metrics")) for name in ("callback", "logged")},
+            "figures": metrics_so_far(trainer),
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -97,45 +95,26 @@ def _seed_rank(trainer: Trainer, step: int = 0) -> None:
         trainer.strategy.broadcast(torch.initial_seed())
 
 
-def _resume_loaders(trainer: Trainer) -> None:
-    """Starts the loaders anew at the batch that comes next.
-
-    Lightning may have started them before it knew (to count the steps that a schedule has), and workers had begun. Of
-    a checkpoint that was saved at the start of a batch it believes that the batch was trained but not counted as
-    logged, and that it was made ready once more.
-    """
-    fit: Any = trainer.fit_loop
-    loop = fit.epoch_loop
-    epoch, batches = fit.epoch_progress.current.processed, loop.batch_progress
-    for loader in fit._combined_loader.flattened if fit._combined_loader is not None else []:
-        if hasattr(loader, "load_state_dict"):
-            loader.load_state_dict({"epoch": epoch, "batches": batches.current.processed if fit.restarting else 0})
-    iter(fit._data_fetcher)
-    if loop.restarting and batches.total.ready == batches.total.started + 1:
-        if batches.current.processed == 0:
-            loop.restarting = False  # an epoch that begins
-        elif not loop._should_accumulate():
-            loop._batches_that_stepped -= 1
-        batches.total.ready = batches.total.started
-
-
 def _metrics(pl_module: LightningModule) -> dict[str, Any]:
     """Every metric that has seen something, by its place in the module."""
     metrics = {name: part for name, part in pl_module.named_modules() if isinstance(part, Metric)}
     return {
-        name: {"count": metric._update_count, "states": dict(metric.metric_state)}
+        name: {"count": metric.update_count, "states": dict(metric.metric_state)}
         for name, metric in metrics.items()
-        if metric._update_count
+        if metric.update_count
     }
 
 
 def _set_metrics(pl_module: LightningModule, saved: dict[str, Any]) -> None:
     for name, values in saved.items():
         metric: Any = pl_module.get_submodule(name)
-        for state, value in _moved(values["states"], pl_module.device).items():
-            setattr(metric, state, value)
-        metric._update_count, metric._computed = values["count"], None
+        restore_metric(metric, _moved(values["states"], pl_module.device), values["count"])
 
 
 def _moved(tree: Any, device: torch.device) -> Any:
-    return tree_map_only(torch.Tensor, lambda tensor: tensor.to(device, copy=True), tree)
+    """Copies of the tensors in nested containers on a device; anything else as it is."""
+    if isinstance(tree, torch.Tensor):
+        return tree.to(device, copy=True)
+    if isinstance(tree, dict):
+        return {key: _moved(part, device) for key, part in tree.items()}
+    return type(tree)(_moved(part, device) for part in tree) if isinstance(tree, list | tuple) else tree

@@ -30,9 +30,9 @@ class TrainingInterrupted(RuntimeError):
 
 
 class ResumeCheckpoint(Checkpoint):
-    """Keeps ``last.ckpt``, from which a run goes on as if it had never been stopped.
+    """Saves the resume checkpoint ``last.ckpt``, from which a run resumes as if it had never been interrupted.
 
-    It is saved between two steps of the optimizer: after every epoch, when its validation and its figures are done,
+    It is saved between two steps of the optimizer: after every epoch, when its validation and its metrics are done,
     at the end of the training, after every ``every_n_steps`` steps, and when SIGINT (Ctrl-C) or SIGTERM ends the run.
     Then the step under way comes to its end, and so does a validation under way; a second signal ends the run at
     once. A signal that is ignored when training starts, as SIGINT is in a background job of a shell, stays ignored.
@@ -48,6 +48,8 @@ class ResumeCheckpoint(Checkpoint):
         ValueError: ``every_n_steps`` is below 1.
         TrainingInterrupted: a signal came.
     """
+
+    affects_training = False
 
     def __init__(self, every_n_steps: int | None = None) -> None:
         if every_n_steps is not None and every_n_steps < 1:
@@ -69,14 +71,14 @@ class ResumeCheckpoint(Checkpoint):
         self.dirpath = str(trainer.strategy.broadcast(folder))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes over from the handlers of Lightning, which would interrupt a step."""
+        """Replaces Lightning's signal handlers, which would interrupt a step."""
         self._saved_step, self._signal = trainer.global_step, None
         if threading.current_thread() is threading.main_thread():
             heeded = [number for number in _STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
             self._handlers = {number: signal.signal(number, self._note) for number in heeded}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Saves what the steps before this batch have led to."""
+        """Saves the state after the previous step, if it is due or a signal has come."""
         if batch_idx % trainer.accumulate_grad_batches:
             return  # gradients are no part of a checkpoint
         step = trainer.global_step
@@ -86,17 +88,17 @@ class ResumeCheckpoint(Checkpoint):
             path = self._save(trainer)
         if signum:
             name = signal.Signals(signum).name
-            where = f"to go on: --ckpt_path {path}" if path else "a fast_dev_run saves no checkpoint"
+            where = f"to resume: --ckpt_path {path}" if path else "a fast_dev_run saves no checkpoint"
             raise TrainingInterrupted(f"{name} ended the run after step {step}; {where}", signum)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the end."""
+        """Saves the final state."""
         self._hand_back()
         if trainer.global_step > self._saved_step:
             self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Gives the handlers back."""
+        """Restores the signal handlers."""
         self._hand_back()
 
     def _save(self, trainer: Trainer) -> Path | None:
@@ -129,13 +131,13 @@ class ResumeCheckpoint(Checkpoint):
 
 
 class SafeCheckpointIO(CheckpointIO):
-    """Checkpoints that are whole, that keep their predecessor, and that load without executing code.
+    """CheckpointIO plugin: atomic writes, one backup, and loading without executing code.
 
     A plugin of the trainer, over :mod:`eigenscope.checkpoints`.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Writes a file, whole or not at all."""
+        """Writes a file atomically."""
         if storage_options is not None:
             raise ValueError("storage_options are for other kinds of storage than files")
         write_checkpoint(checkpoint, Path(path))

@@ -1,6 +1,7 @@
-"""The configuration of a run, in its folder, its checkpoints and its record, and which data it was trained on."""
+"""Run provenance: the resolved configuration and the data fingerprint, in run folder, checkpoints and metadata."""
 
 import time
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,21 +10,31 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
+from eigenscope.adapters.lightning_names import callbacks_of
 from eigenscope.callbacks.reporting.run_metadata import RunMetadataCallback, data_fingerprint
-from eigenscope.checkpoints import CONFIGURATION, DATA, SAVED_AT
+from eigenscope.checkpoints import AFFECTING, CONFIGURATION, DATA, SAVED_AT
 
 
 class RunProvenance(SaveConfigCallback):
-    """Saves the configuration in every checkpoint and beside the logs; there a run that goes on has it already.
+    """Saves the resolved configuration and the data fingerprint in every checkpoint, and the former beside the logs.
 
-    The run's card gets it too, with the precision that was asked for if that was replaced. With the configuration a
-    checkpoint keeps the data's fingerprint: a run that goes on with other data, as at another ``root``, says so.
+    The run's card gets it too, with the precision that was asked for if that was replaced, and what was allowed to
+    differ from the checkpoint. With the configuration a
+    checkpoint keeps the data's fingerprint: a resumed run with other data, as at another ``root``, says so.
     """
 
-    def __init__(self, *args: Any, continues: bool = False, asked_precision: str | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        continues: bool = False,
+        asked_precision: str | None = None,
+        allowed: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(*args, **options)
         self.continues = continues
         self.asked_precision = asked_precision
+        self.allowed = dict(allowed or {})
         self._data: dict[str, str] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -33,16 +44,19 @@ class RunProvenance(SaveConfigCallback):
             self.already_saved = trainer.strategy.broadcast(there)
         if trainer.loggers:
             super().setup(trainer, pl_module, stage)
-        for card in trainer.callbacks if trainer.is_global_zero and stage == "fit" else []:  # type: ignore[attr-defined]
+        for card in callbacks_of(trainer) if trainer.is_global_zero and stage == "fit" else []:
             if isinstance(card, RunMetadataCallback):
                 options = self._plain["trainer"]
                 options = options | {"precision": self.asked_precision or options["precision"]}
                 card.configuration = self._plain | {"trainer": options}
+                card.allowed = self.allowed
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds what a resumed run is compared with, and the time."""
         checkpoint[CONFIGURATION] = self._plain
         checkpoint[SAVED_AT] = time.time()
+        callbacks = map(type, trainer.callbacks)  # type: ignore[attr-defined]
+        checkpoint[AFFECTING] = [kind.__name__ for kind in callbacks if getattr(kind, "affects_training", False)]
         if self._data is None:
             self._data = data_fingerprint(trainer)
         checkpoint[DATA] = self._data

@@ -1,1 +1,1 @@
-"""Callbacks about spectra: eigenbases, CV of simplex volumes, KV caches, latents, batteries."""
+"""Callbacks about spectra: eigenbases, CV (coefficient of variation) of simplices, KV caches, latents, batteries."""

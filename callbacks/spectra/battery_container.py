@@ -1,4 +1,4 @@
-"""Writes trained batteries into a container, and shows which battery is best at which kind of noise."""
+"""Battery container callback: saves trained batteries and logs which battery is best at which type of noise."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from eigenscope.text import text_table
 
 
 class BatteryContainer(Callback):
-    """After each fit writes all batteries into one file, prints a table, and draws all errors in TensorBoard.
+    """Saves all batteries to one file after each fit, prints a table of the best, and draws all errors in TensorBoard.
 
     The container (see :func:`eigenscope.nn.save_batteries`) says of each battery its mixture, the steps it was trained
     for and, as scores by noise type, its errors in the last validation; the table
@@ -29,6 +29,8 @@ class BatteryContainer(Callback):
     Raises:
         ValueError: in setup, the module is not :class:`~eigenscope.protocols.HasBatteries`.
     """
+
+    affects_training = False
 
     def __init__(self, path: str | None = None) -> None:
         self.path = None if path is None else Path(path)

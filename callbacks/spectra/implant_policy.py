@@ -1,4 +1,4 @@
-"""How weights that were trained elsewhere take part in training."""
+"""Freezing, unfreezing and learning rate of implanted weights that were pretrained elsewhere."""
 
 from typing import Any, Literal, get_args
 
@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from eigenscope.protocols import Implanted
+from eigenscope.nn import ImplantedVAE
 
 Policy = Literal["freeze", "unfreeze", "reduced"]
 
@@ -15,7 +15,7 @@ Policy = Literal["freeze", "unfreeze", "reduced"]
 class ImplantPolicy(Callback):
     """Freezes a network's implants, unfreezes them at a step, or trains them at a reduced rate.
 
-    It looks for the implants in the module or in a network within it, see :class:`~eigenscope.protocols.Implanted`.
+    It looks for the implants in the module or in a network within it, see :class:`~eigenscope.nn.ImplantedVAE`.
     Without this callback they are trained as everything else. It keeps no state: what it does follows from the step,
     so that a run resumes exactly, from within an epoch too.
 
@@ -41,6 +41,8 @@ class ImplantPolicy(Callback):
             has no implants.
     """
 
+    affects_training = True
+
     def __init__(self, policy: Policy, unfreeze_at: int | None = None, lr_factor: float | None = None) -> None:
         if policy not in get_args(Policy):
             raise ValueError(f"policy must be one of {', '.join(get_args(Policy))}, got {policy!r}")
@@ -61,7 +63,7 @@ class ImplantPolicy(Callback):
         """Finds the implants, and freezes them before the optimizer is made and DDP counts what requires gradient."""
         if stage != "fit":
             return
-        networks = [network for network in pl_module.modules() if isinstance(network, Implanted)]
+        networks = [network for network in pl_module.modules() if isinstance(network, ImplantedVAE)]
         if not networks:
             within = ", ".join(type(child).__name__ for child in pl_module.children()) or "no networks"
             raise ValueError(

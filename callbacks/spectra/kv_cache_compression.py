@@ -1,4 +1,4 @@
-"""What compressing keys and values would do to a network, while it is validated."""
+"""KV-cache compression measured during validation: error, bytes, attention and predictions per codec."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from eigenscope.callbacks._output import print_beside_bar, tensorboard_loggers
 from eigenscope.callbacks.spectra.kv_report import card, charts, figures, printed
 from eigenscope.charts import Chart, present
 from eigenscope.kv import Codec, KVCodec
-from eigenscope.kv.attention_layers import AttentionLayer, attention_layers
-from eigenscope.kv.capture import Captured, capture, eager_inference, replaced
-from eigenscope.kv.evaluation import KVEvaluation, baseline_codecs, default_codecs, listed
-from eigenscope.kv.metric_sums import KVMetricSums, logit_change
-from eigenscope.kv.sampled_batch import SampledBatch, spread_batches
+from eigenscope.kv.measuring.attention_layers import AttentionLayer, attention_layers
+from eigenscope.kv.measuring.capture import Captured, capture, eager_inference, replaced
+from eigenscope.kv.measuring.evaluation import KVEvaluation, baseline_codecs, default_codecs
+from eigenscope.kv.measuring.metric_sums import KVMetricSums, logit_change
+from eigenscope.kv.measuring.sampled_batch import SampledBatch, spread_batches
+from eigenscope.text import abbreviate_names
 
 
 class KVCacheCompression(Callback):
-    """Compresses the keys and values of attention layers during validation, and reports what is saved and lost.
+    """Measures KV-cache compression during validation: compression ratio, errors, attention and predictions.
 
     Some samples of a first batch calibrate the codecs, some of later batches are measured; with one batch its first
     half calibrates and its second half is measured. They pass through the module's ``forward`` once more, exactly,
@@ -34,8 +35,8 @@ class KVCacheCompression(Callback):
     Logged after validation as ``kv/<codec>/<measure>`` over all layers and ``kv/<codec>/<layer>/<measure>`` of each,
     over all ranks, which calibrate and measure each on their own samples (``kv_test/`` after a test):
 
-    - ``ratio``: bytes of keys and values as the run computes them over bytes stored, learned state included;
-      ``bits_per_element``, and of the two apart ``bits_keys`` and ``bits_values``;
+    - ``ratio``, the compression ratio: bytes of keys and values as the run computes them over bytes stored, learned
+      state included; ``bits_per_element``, and of the two apart ``bits_keys`` and ``bits_values``;
     - ``error_keys`` and ``error_values``, relative; ``bound_keys`` and ``bound_values``, the least that a code of
       Gaussian tokens of the same covariance could have at the same bits;
     - ``score_rmse``, ``attention_kl`` (nats) and ``output_cosine`` of each layer's attention, on up to four samples of
@@ -45,7 +46,7 @@ class KVCacheCompression(Callback):
 
     A batch is a sequence that begins with the input of ``forward`` and the labels, or a mapping of arguments with
     ``labels`` that are those of the next token, as in transformers. At the end of a fit, a validation or a test the
-    latest figures are printed, and TensorBoard gets the card ``kv/card`` and the figures ``kv/rate_distortion`` and
+    latest metrics are printed, and TensorBoard gets the text ``kv/table`` and the figures ``kv/rate_distortion`` and
     ``kv/layers``. ``exact``, ``int8`` and ``int4`` are always among the codecs.
 
     A measured validation of 2,000 images takes 13–17 % longer with the defaults and a DeiT of 4 layers of width 96 on a
@@ -54,10 +55,10 @@ class KVCacheCompression(Callback):
 
     Args:
         codecs: name to a codec for keys and values alike, or to a
-            :class:`~eigenscope.kv.KVCodec`; None: :func:`~eigenscope.kv.evaluation.default_codecs`, without those that
-            the calibration tokens are too few for, with a warning.
+            :class:`~eigenscope.kv.KVCodec`; None: :func:`~eigenscope.kv.measuring.evaluation.default_codecs`, without
+            those that the calibration tokens are too few for, with a warning.
         layers: shell patterns over the names of attention layers (see
-            :func:`~eigenscope.kv.attention_layers.attention_layers`); None: all.
+            :func:`~eigenscope.kv.measuring.attention_layers.attention_layers`); None: all.
         batches: of the first validation loader, evenly spread over it; the first calibrates.
         samples: of each of these batches, evenly spread over it; None: all.
         every_n_epochs: measures in the first validation after every so many epochs begin, and in the last one that
@@ -70,6 +71,8 @@ class KVCacheCompression(Callback):
             or the sanity check before it, one of ``codecs`` refuses the keys and values that it gets, such as for a
             rank above the head width.
     """
+
+    affects_training = False
 
     def __init__(
         self,
@@ -96,7 +99,7 @@ class KVCacheCompression(Callback):
         self.every_n_epochs = every_n_epochs
         self._layers: list[AttentionLayer] = []
         self._names: list[str] = []  # of the codecs, in an order that all ranks share
-        self._trial: KVEvaluation | None = None  # of this validation, once calibrated
+        self._evaluation: KVEvaluation | None = None  # of this validation, once calibrated
         self._latest: KVMetricSums | None = None
         self._step = 0  # at which the latest was measured
         self._previous = (0, 0)  # epoch and step of the validation before, or at which the fit began
@@ -114,16 +117,16 @@ class KVCacheCompression(Callback):
             )
         self._layers = attention_layers(pl_module, *(self.layers or ()))
         self._names = [*baseline_codecs(), *(default_codecs(1, 1) if self.codecs is None else self.codecs)]
-        self._trial = self._latest = None
+        self._evaluation = self._latest = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Counts from where the fit begins, which is later if it is resumed."""
+        """Starts counting at the fit's first step, which is later if it is resumed."""
         self._previous = (trainer.current_epoch, trainer.global_step)
         self._validations = 0
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets a validation that did not come to its end."""
-        self._trial = None
+        """Discards the measurements of a validation that was interrupted."""
+        self._evaluation = None
 
     on_test_epoch_start = on_validation_epoch_start
 
@@ -154,19 +157,19 @@ class KVCacheCompression(Callback):
         if trainer.sanity_checking or not self._is_due(trainer):
             return
         names = [layer.name for layer in self._layers]
-        tally = KVMetricSums(self._names, names) if self._trial is None else self._trial.tally
-        self._trial = None
+        sums = KVMetricSums(self._names, names) if self._evaluation is None else self._evaluation.sums
+        self._evaluation = None
         if trainer.world_size > 1:  # every rank comes here, with sums of one shape, whatever it could measure
-            tally.map(lambda x: trainer.strategy.reduce(x.to(pl_module.device), reduce_op="sum").cpu())
-        self._latest, self._step = tally, trainer.global_step
+            sums.map(lambda x: trainer.strategy.reduce(x.to(pl_module.device), reduce_op="sum").cpu())
+        self._latest, self._step = sums, trainer.global_step
         prefix = _prefix(trainer)
         metrics = {
             f"{prefix}/{codec}/{measure}": float(value)
-            for measure, values in tally.overall().items()
-            for codec, value, present in zip(self._names, values, tally.present(measure, values), strict=True)
+            for measure, values in sums.overall().items()
+            for codec, value, present in zip(self._names, values, sums.present(measure, values), strict=True)
             if present
         }
-        for measure, table in tally.by_layer().items():
+        for measure, table in sums.by_layer().items():
             for codec, row in zip(self._names, table.tolist(), strict=True):
                 tags = [f"{prefix}/{codec}/{layer}/{measure}" for layer in names]
                 metrics |= {tag: v for tag, v in zip(tags, row, strict=True) if v == v}  # NaN: it was not measured
@@ -177,7 +180,7 @@ class KVCacheCompression(Callback):
     on_test_epoch_end = on_validation_epoch_end
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints, draws and writes the card."""
+        """Prints the table, draws the figures and writes the text."""
         if self._latest is None:
             self._say(
                 f"KVCacheCompression measured nothing: none of the {self._validations} validations of this fit was due "
@@ -186,7 +189,7 @@ class KVCacheCompression(Callback):
         self._report(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Does the same, unless a fit goes on."""
+        """Prints and draws after a validation outside of a fit."""
         if trainer.state.fn != TrainerFn.FITTING:
             self._report(trainer, pl_module)
         elif not trainer.sanity_checking:
@@ -207,7 +210,7 @@ class KVCacheCompression(Callback):
         prefix = _prefix(trainer)
         drawn = figures(self._latest) if tensorboard_loggers(trainer) else {}
         for board in tensorboard_loggers(trainer):
-            board.experiment.add_text(f"{prefix}/card", card(self._latest, self._dtype, title), self._step)
+            board.experiment.add_text(f"{prefix}/table", card(self._latest, self._dtype, title), self._step)
             for name, figure in drawn.items():
                 board.experiment.add_figure(f"{prefix}/{name}", figure, global_step=self._step)
 
@@ -235,23 +238,23 @@ class KVCacheCompression(Callback):
             self._dtype = next(iter(captured.values())).keys.dtype
             tokens, width = (min(seen.keys.shape[dim] for seen in captured.values()) for dim in (-2, -1))
             codecs = baseline_codecs() | (default_codecs(width, tokens) if self.codecs is None else self.codecs)
-            self._trial = KVEvaluation(codecs, [layer.name for layer in self._layers])
-            self._trial.fit(captured)
+            self._evaluation = KVEvaluation(codecs, [layer.name for layer in self._layers])
+            self._evaluation.fit(captured)
             if trainer.sanity_checking:  # nothing is logged, but what a codec refuses is known before training
-                for _ in self._trial.measure(captured):
+                for _ in self._evaluation.measure(captured):
                     pass
             self._check(accepted=trainer.sanity_checking)
-        if self._trial is not None and not trainer.sanity_checking and (alone or not first):
+        if self._evaluation is not None and not trainer.sanity_checking and (alone or not first):
             logits, captured = self._capture(trainer, pl_module, measured)
             labels = measured.labels(logits)
             if labels is None:
                 self._say("KVCacheCompression compares attention alone: there are no logits with labels of their shape")
-            for number, decoded in self._trial.measure(captured):
+            for number, decoded in self._evaluation.measure(captured):
                 if labels is not None and logits is not None:
                     with replaced(self._layers, decoded), trainer.precision_plugin.forward_context():
                         changed = measured(pl_module)
                     assert changed is not None
-                    self._trial.tally.network[number] += logit_change(logits, changed, labels)
+                    self._evaluation.sums.network[number] += logit_change(logits, changed, labels)
             self._check(accepted=True)
 
     def _capture(
@@ -271,12 +274,13 @@ class KVCacheCompression(Callback):
 
     def _check(self, accepted: bool) -> None:
         """Before all codecs have worked once, what a given one refuses is an error; later on nothing ends a run."""
-        assert self._trial is not None
-        for name, (layers, error) in self._trial.failed.items():
+        assert self._evaluation is not None
+        for name, (layers, error) in self._evaluation.failed.items():
+            where = abbreviate_names([*map(repr, layers)])
             if not self._accepted and self.codecs is not None:
-                raise ValueError(f"codecs[{name!r}], on {listed(layers)}: {error}") from error
+                raise ValueError(f"codecs[{name!r}], on {where}: {error}") from error
             which = f"the default codec {name!r}" if self.codecs is None else f"codecs[{name!r}]"
-            self._say(f"KVCacheCompression leaves out {which} where it fails, as on {listed(layers)}: {error}")
+            self._say(f"KVCacheCompression leaves out {which} where it fails, as on {where}: {error}")
         self._accepted |= accepted
 
     def _say(self, warning: str) -> None:

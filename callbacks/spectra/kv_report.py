@@ -1,4 +1,4 @@
-"""How compressed keys and values are reported: as a table, a card and figures."""
+"""Reports of KV-cache compression: scalars, a table, a text card and figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from eigenscope.charts import Chart
 from eigenscope.figures import layer_heat_maps, rate_distortion_figure
-from eigenscope.kv.metric_sums import BOUND_BITS, KVMetricSums
+from eigenscope.kv.measuring.metric_sums import BOUND_BITS, KVMetricSums
 from eigenscope.text import text_table
 
 if TYPE_CHECKING:
@@ -33,39 +33,39 @@ _COLUMNS = {  # measure to its heading and format
 
 
 _CHARTS = {
-    "bits_keys": "bits of keys (an element)",
+    "bits_keys": "bits per element of keys",
     "error_keys": "relative error of keys",
-    "bits_values": "bits of values (an element)",
+    "bits_values": "bits per element of values",
     "error_values": "relative error of values",
-    "ratio": "bytes before over bytes stored",
-    "top1_agreement": "predictions that stay",
+    "ratio": "compression ratio (bytes before / bytes stored)",
+    "top1_agreement": "top-1 agreement of predictions",
     "accuracy_difference": "accuracy, decoded minus exact",
 }
 
 
 def charts(codecs: Sequence[str]) -> list[Chart]:
-    """The measures over all layers, a curve for each codec, some of which may not have been measured."""
+    """Charts of the metrics over all layers, a curve for each codec, some of which may not have been measured."""
     return [
         Chart("Keys and values: rate and distortion", title, tuple(f"kv/{codec}/{name}" for codec in codecs))
         for name, title in _CHARTS.items()
     ]
 
 
-def printed(tally: KVMetricSums, dtype: torch.dtype | None) -> str:
-    """The measures over all layers, a codec a line."""
-    return f"{text_table(*_table(tally))}\n{_legend(tally, dtype)}"
+def printed(sums: KVMetricSums, dtype: torch.dtype | None) -> str:
+    """The table of metrics over all layers as text, a row per codec."""
+    return f"{text_table(*_table(sums))}\n{_legend(sums, dtype)}"
 
 
-def card(tally: KVMetricSums, dtype: torch.dtype | None, title: str) -> str:
-    """The same as Markdown."""
-    header, rows = _table(tally)
+def card(sums: KVMetricSums, dtype: torch.dtype | None, title: str) -> str:
+    """The table of metrics as Markdown."""
+    header, rows = _table(sums)
     lines = [f"**{title}**", "", *(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))]
-    return "\n".join([*lines, "", _legend(tally, dtype)])
+    return "\n".join([*lines, "", _legend(sums, dtype)])
 
 
-def figures(tally: KVMetricSums) -> dict[str, Figure]:
-    """What there is to draw, by tag."""
-    measures = tally.by_layer()
+def figures(sums: KVMetricSums) -> dict[str, Figure]:
+    """The rate-distortion figure and the heat maps over layers, by tag."""
+    measures = sums.by_layer()
     bits, errors = (
         torch.stack([measures[f"{what}_{x}"] for x in ("keys", "values")], -1) for what in ("bits", "error")
     )
@@ -76,15 +76,15 @@ def figures(tally: KVMetricSums) -> dict[str, Figure]:
     }
     return {
         "rate_distortion": rate_distortion_figure(
-            tally.layers, tally.codecs, bits, errors, BOUND_BITS, tally.bound_curves()
+            sums.layers, sums.codecs, bits, errors, BOUND_BITS, sums.bound_curves()
         ),
-        "layers": layer_heat_maps(tally.layers, tally.codecs, maps),
+        "layers": layer_heat_maps(sums.layers, sums.codecs, maps),
     }
 
 
-def _table(tally: KVMetricSums) -> tuple[list[str], list[list[str]]]:
-    measures = tally.overall()
-    present = {name: tally.present(name, values) for name, values in measures.items()}
+def _table(sums: KVMetricSums) -> tuple[list[str], list[list[str]]]:
+    measures = sums.overall()
+    present = {name: sums.present(name, values) for name, values in measures.items()}
     shown = {name: column for name, column in _COLUMNS.items() if present[name].any()}
     rows = [
         [
@@ -94,16 +94,16 @@ def _table(tally: KVMetricSums) -> tuple[list[str], list[list[str]]]:
                 for name, (_, form) in shown.items()
             ),
         ]
-        for number, codec in enumerate(tally.codecs)
+        for number, codec in enumerate(sums.codecs)
     ]
     return ["codec", *(heading for heading, _ in shown.values())], rows
 
 
-def _legend(tally: KVMetricSums, dtype: torch.dtype | None) -> str:
-    predictions = int(tally.network[:, -1].max()) if len(tally.codecs) else 0
+def _legend(sums: KVMetricSums, dtype: torch.dtype | None) -> str:
+    predictions = int(sums.network[:, -1].max()) if len(sums.codecs) else 0
     measured = f", {predictions:,} predictions" if predictions else ""
-    held = "as it is" if dtype is None else f"in {str(dtype).removeprefix('torch.')}"
+    uncompressed = "as it is" if dtype is None else f"in {str(dtype).removeprefix('torch.')}"
     return (
-        f"× = bytes of keys and values {held} / bytes stored; errors are relative, bound: the least of any code of "
-        f"Gaussian tokens\nat these bits; scores: RMSE; KL in nats; accuracy: difference to exact{measured}"
+        f"× = bytes of keys and values {uncompressed} / bytes stored; errors are relative, bound: the least of any "
+        f"code of Gaussian tokens\nat these bits; scores: RMSE; KL in nats; accuracy: difference to exact{measured}"
     )

@@ -1,8 +1,7 @@
-"""What an autoencoder makes of images, and where its latents lie, as figures in TensorBoard."""
+"""Reconstruction grid: images beside their reconstructions, and spectra of latents, as figures in TensorBoard."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -11,27 +10,30 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from eigenscope.adapters.lightning_names import callbacks_of
 from eigenscope.callbacks._output import tensorboard_loggers
+from eigenscope.callbacks.spectra.cv_loss_schedule import CVLossSchedule
 from eigenscope.figures import cv_histogram, reconstruction_figure, spectrum_figure
 from eigenscope.geometry import expected_cv, has_cv, random_unit_points, spread_matrices, volume_cv
 from eigenscope.linalg import gram_svd
-from eigenscope.protocols import AimsAtCV, Autoencoding, PointSets
+from eigenscope.protocols import Autoencoding, PointSets
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_LABELS = 16  # of which an image is drawn
 _MATRICES = 512  # measured of each point set, spread over images and patches
 _SIMPLICES = 200  # of each of them
 
 
 class ReconstructionGrid(Callback):
-    """After validation draws images beside their reconstructions, and the geometry of their latents beside baselines.
+    """Draws a grid of images and reconstructions after validation, and spectra of latents beside their baselines.
 
     Written to every TensorBoard logger at the global step: ``reconstructions``, see
     :func:`~eigenscope.figures.reconstruction_figure`; and for each point set of at least five points in four
     dimensions, such as M, ``spectrum_M`` and ``cv_histogram_M``, of up to 512 matrices of the same images. The images
-    are the first of each label that the validation loaders yield, under DDP to rank zero: the same in every epoch if
-    the loaders repeat themselves. The data module's ``label_names`` name them, if it has any.
+    are the first of each of the first 16 labels that the validation loaders yield, under DDP to rank zero: the same in
+    every epoch if the loaders repeat themselves. The data module's ``label_names`` name them, if it has any.
 
     The untrained baseline is measured in the sanity check of a fit that starts at step 0, on the images that this
     sees (under a curriculum those of its first tier), and goes with the checkpoints. A fit without sanity check has
@@ -39,31 +41,24 @@ class ReconstructionGrid(Callback):
 
     Args:
         every_n_epochs: draws after the validation of every so many epochs; outside a fit, always.
-        per_label: images of each label.
-        max_labels: labels, the first that occur.
 
     Raises:
-        ValueError: a number is below 1; or, in setup, the module is not
+        ValueError: ``every_n_epochs`` is below 1; or, in setup, the module is not
             :class:`~eigenscope.protocols.Autoencoding`.
     """
 
-    def __init__(self, every_n_epochs: int = 1, per_label: int = 1, max_labels: int = 16) -> None:
-        for name, value in (
-            ("every_n_epochs", every_n_epochs),
-            ("per_label", per_label),
-            ("max_labels", max_labels),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+    affects_training = False
+
+    def __init__(self, every_n_epochs: int = 1) -> None:
+        if every_n_epochs < 1:
+            raise ValueError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
         self.every_n_epochs = every_n_epochs
-        self.per_label = per_label
-        self.max_labels = max_labels
-        self._images: dict[int, list[Tensor]] = {}  # of this validation, by label
+        self._images: dict[int, Tensor] = {}  # of this validation, by label
         self._untrained: dict[str, dict[str, Tensor]] = {}  # singular values (N, D) and CVs (N,), by point set
         self._said = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checks the module, and says if there is nowhere to draw."""
+        """Checks the module, and warns if there is no TensorBoard logger."""
         if not isinstance(pl_module, Autoencoding):
             raise ValueError(
                 f"ReconstructionGrid needs a module with autoencode(images), which {type(pl_module).__name__} has not"
@@ -75,7 +70,7 @@ class ReconstructionGrid(Callback):
             self._said = True
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets the images of a validation that did not come to its end."""
+        """Discards the images of a validation that was interrupted."""
         self._images = {}
 
     def on_validation_batch_end(
@@ -87,33 +82,31 @@ class ReconstructionGrid(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps the images of labels that still want some."""
+        """Collects the first image of each label."""
         if not self._is_due(trainer):
             return
         images, labels = batch
-        if len(self._images) == self.max_labels and all(len(kept) == self.per_label for kept in self._images.values()):
-            return
         for place, label in enumerate(labels.tolist()):
-            if label not in self._images and len(self._images) == self.max_labels:
-                continue
-            kept = self._images.setdefault(label, [])
-            if len(kept) < self.per_label:
-                kept.append(images[place].clone())  # a view would hold the whole batch
+            if len(self._images) == _LABELS:
+                return
+            if label not in self._images:
+                self._images[label] = images[place].clone()  # a view would hold the whole batch
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws; in the sanity check takes the baseline."""
+        """Draws the figures; in the sanity check measures the untrained baseline."""
         kept, self._images = dict(sorted(self._images.items())), {}
         if not kept:
             return
-        images = torch.stack([image for group in kept.values() for image in group])
+        images = torch.stack(list(kept.values()))
         with trainer.precision_plugin.forward_context():
             reconstructions, point_sets = cast(Autoencoding, pl_module).autoencode(images)
         chosen = _chosen(point_sets)
         if trainer.sanity_checking:
             self._untrained = {name: _measure(points) for name, points in chosen.items()}
             return
-        names = _names(kept, getattr(getattr(trainer, "datamodule", None), "label_names", ()))
+        known = getattr(getattr(trainer, "datamodule", None), "label_names", ())
+        names = [known[label] if 0 <= label < len(known) else f"class {label}" for label in kept]
         figures = {"reconstructions": reconstruction_figure(images, reconstructions, names)}
         for name, points in chosen.items():
             figures |= self._sector_figures(trainer, name, points)
@@ -126,7 +119,7 @@ class ReconstructionGrid(Callback):
         return {"untrained": self._untrained}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over that of the run that goes on."""
+        """Restores that of the resumed run."""
         self._untrained = state_dict["untrained"]
 
     def _is_due(self, trainer: Trainer) -> bool:
@@ -138,7 +131,7 @@ class ReconstructionGrid(Callback):
         return not fits or (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
     def _sector_figures(self, trainer: Trainer, name: str, points: Tensor) -> dict[str, Figure]:
-        """The figures of a point_set's matrices (N, V, D), by tag."""
+        """The figures of a point set's matrices (N, V, D), by tag."""
         num_points, dim = points.shape[1:]
         measured, untrained = _measure(points), self._untrained.get(name)
         point_set = f"point_set {name}: {num_points} points in {dim} dimensions"
@@ -158,18 +151,9 @@ class ReconstructionGrid(Callback):
         return {f"spectrum_{name}": spectrum, f"cv_histogram_{name}": histogram}
 
 
-def _names(images: Mapping[int, Sequence[Tensor]], label_names: Sequence[str]) -> list[str]:
-    """A name for each image; images of one label are numbered."""
-    names = []
-    for label, group in images.items():
-        name = label_names[label] if 0 <= label < len(label_names) else f"class {label}"
-        names += [name] if len(group) == 1 else [f"{name} {number}" for number in range(1, len(group) + 1)]
-    return names
-
-
 def _target(trainer: Trainer, name: str) -> float | None:
     """The CV that training aims at, if it aims at one."""
-    aims = [callback.targets for callback in trainer.callbacks if isinstance(callback, AimsAtCV)]  # type: ignore[attr-defined]
+    aims = [callback.targets for callback in callbacks_of(trainer) if isinstance(callback, CVLossSchedule)]
     return next((targets[name] for targets in aims if name in targets), None)
 
 

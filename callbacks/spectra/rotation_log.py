@@ -1,4 +1,4 @@
-"""What a run leaves behind about its eigenbases: numbers, verdicts, figures and files."""
+"""Logs of eigenbasis rotation: scalars, verdicts, figures and CSV files."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from eigenscope.callbacks.spectra.step_table import StepTable
 from eigenscope.charts import Chart
 from eigenscope.figures import angle_figure, eigenvalue_figure, overlap_figure
-from eigenscope.optim.reference_snapshots import PRE_SPIKE
-from eigenscope.optim.rotation import Verdict, verdict
-from eigenscope.optim.snapshots import Side, Snapshot, compare_columns, compare_snapshots
+from eigenscope.optim.eigenbases.reference_snapshots import PRE_SPIKE
+from eigenscope.optim.eigenbases.rotation import Verdict, verdict
+from eigenscope.optim.eigenbases.snapshots import EigenbasisSnapshot, Side, compare_columns, compare_snapshots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +34,7 @@ Rows = dict[Any, deque[list[float]]]
 
 
 class RotationLog:
-    """Measures, and gives metrics, text, files and figures out; goes with a checkpoint.
+    """Collects eigenbasis rotations as metrics, text, CSV files and figures; its state goes with a checkpoint.
 
     Args:
         k: of the top-k angle.
@@ -54,7 +54,7 @@ class RotationLog:
         self._tables: dict[str, StepTable] = {}
 
     def open_files(self, folder: Path, step: int, with_replica: bool) -> None:
-        """Writes into this folder from now on, after what it holds up to ``step``."""
+        """Appends to the CSV files of this folder, after their rows up to ``step``."""
         for name, columns in _COLUMNS.items():
             if name != "replica" or with_replica:
                 self._tables[name] = StepTable(folder / f"{name}.csv", columns.split(","), step)
@@ -66,7 +66,9 @@ class RotationLog:
             if reference.endswith("_spike"):
                 rows.append([step, torch.nan, torch.nan])
 
-    def measure(self, now: Snapshot, references: Mapping[str, Snapshot], columns: bool) -> dict[str, float]:
+    def measure(
+        self, now: EigenbasisSnapshot, references: Mapping[str, EigenbasisSnapshot], columns: bool
+    ) -> dict[str, float]:
         """Compares a state with references, by name.
 
         Args:
@@ -116,7 +118,7 @@ class RotationLog:
         )
         return metrics
 
-    def measure_replica(self, now: Snapshot, replica: Snapshot) -> dict[str, float]:
+    def measure_replica(self, now: EigenbasisSnapshot, replica: EigenbasisSnapshot) -> dict[str, float]:
         """Compares the replica's factors with the live ones; metrics by tag."""
         rotations = compare_snapshots(replica, now, self.k)
         figures = {side: (float(found.change), float(found.topk_deg)) for side, found in rotations.items()}
@@ -214,9 +216,9 @@ class RotationLog:
             "overlap_reference": self._overlap_reference,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], watched: Iterable[str]) -> None:
-        """Goes on from there, for the parameters that are still watched."""
-        names = set(watched)
+    def load_state_dict(self, state: Mapping[str, Any], tracked: Iterable[str]) -> None:
+        """Restores the state, for the parameters that are still tracked."""
+        names = set(tracked)
         self.measured, self._overlap_reference = state["measured"], state["overlap_reference"]
         self.spikes = deque(state["spikes"], maxlen=_SPIKES)
         for rows, saved in ((self._angles, state["angles"]), (self._spectra, state["spectra"])):

@@ -1,4 +1,4 @@
-"""A CSV file that grows with a run."""
+"""CSV file with a row per logged step, truncated to the checkpoint's step on resume."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ _RENAMED = {"frame": "reference"}  # columns of files that version 0.4 wrote
 
 
 class StepTable:
-    """Rows that begin with the step they are of; a resumed run goes on after the step that it resumes from.
+    """CSV rows, each starting with its step; a resumed run appends after the step of its checkpoint.
 
     Rows of later steps, which a run wrote after its last checkpoint, are dropped, as is a row cut off in the middle
     and a file with other columns. Every call of :meth:`append` leaves whole rows on the disk.

@@ -45,6 +45,20 @@ def script() -> None:
             "was made without them: enable symbolic links (git config core.symlinks true; on Windows also Developer "
             "Mode) and check it out again with 'git checkout -- eigenscope'"
         )
+    _find_classes_in_working_directory()
     from eigenscope.cli import lightning_cli
 
     lightning_cli.script()
+
+
+def _find_classes_in_working_directory() -> None:
+    """Lets a configuration name the user's own classes, in modules that shadow no installed package.
+
+    ``python -m eigenscope`` puts the working directory first on ``sys.path``, the console script leaves it out; both
+    get it last. In a checkout of Eigenscope, where it holds this package itself, it stays first.
+    """
+    here, home = Path.cwd(), Path(__file__).parents[2]
+    if here != home and sys.path[0] in ("", str(here)):
+        del sys.path[0]
+    if str(here) not in sys.path:
+        sys.path.append(str(here))

@@ -1,4 +1,4 @@
-"""The subcommand ``compare``: trains every arm with every seed, each in a process of its own, and compares them."""
+"""Subcommand ``compare``: trains every configuration with every seed, one process per run, and compares them."""
 
 import argparse
 import copy
@@ -63,7 +63,7 @@ class PlannedRun:
         return {"finished": record.result, "stopped": record.stopped}.get(record.outcome)
 
     def record(self) -> RunMetadata:
-        """The run's record.
+        """The run metadata.
 
         Raises:
             SystemExit: it is damaged.
@@ -108,12 +108,12 @@ class PlannedRun:
     def _left(self, command: list[str]) -> str:
         """What a signal ended, and what is left of it."""
         if self.outcome() is not None:
-            return f"compare after {self}, which had come to its own end; the same command goes on with the next run"
+            return f"compare after {self}, which had come to its own end; the same command continues with the next run"
         ended = f"compare and {self}; finished runs are kept, and given again compare trains this one anew"
         with suppress(ValueError):  # there is no checkpoint
             if self.folder.is_dir():
                 fit = shlex.join([*command, "--ckpt_path", str(find_checkpoint(str(self.folder)))])
-                return f"{ended}, or takes its result if it first goes on to its end: {fit}"
+                return f"{ended}, or takes its result if it is first resumed to its end: {fit}"
         return ended
 
     def __str__(self) -> str:

@@ -1,41 +1,36 @@
-"""LightningCLI for Eigenscope: ``fit``, ``validate``, ``test``, ``predict``, and the door to ``compare``."""
+"""LightningCLI for Eigenscope: ``fit``, ``validate``, ``test``, ``predict``, and the dispatch to ``compare``."""
 
-import logging
 import sys
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import yaml
+from jsonargparse import get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # its stub leaves it out
 
-import eigenscope.datamodules  # importing a package makes its classes known by their short names
-import eigenscope.lightning_modules
-import eigenscope.nn
-import eigenscope.optim
-from eigenscope import callbacks
+from eigenscope import callbacks, renamed
+from eigenscope.adapters.lightning_names import GivenConfiguration, ignore_moved_checkpoints, quieten
 from eigenscope.callbacks._output import written_folders
-from eigenscope.callbacks.resuming.continued_tensorboard import ContinuedBoard
 from eigenscope.callbacks.resuming.run_provenance import RunProvenance
-from eigenscope.checkpoints import CONFIGURATION, SAVED_AT, read_checkpoint
+from eigenscope.checkpoints import read_checkpoint
 from eigenscope.cli.compare import compare_main
+from eigenscope.cli.errors.parse_errors import explain_parse_error
 from eigenscope.cli.errors.parser import ExplainingParser, UsageError
 from eigenscope.cli.errors.runtime_errors import check_writable, explain, is_from_setup, leave_to_main_thread, own_error
 from eigenscope.cli.process.lost_ranks import end_with_launcher, explain_lost_rank
-from eigenscope.cli.resume.compatibility import (
-    check_network,
-    check_resume,
-    continued_version,
-    find_checkpoint,
-)
-from eigenscope.cli.resume.warm_start import misshaped, read_weights, warm_start
+from eigenscope.cli.resume.compatibility import check_network, check_options, find_checkpoint
+from eigenscope.cli.resume.prepare_resume import prepare_resume
+from eigenscope.cli.resume.warm_start import misshaped, read_weights, unmatched, warm_start
+from eigenscope.cli.shipped_configs import with_shipped_configs
 from eigenscope.optim.emerging import EMERGING_OPTIMIZERS
 from eigenscope.precision import has_bf16
 
@@ -55,12 +50,17 @@ class Parser(ExplainingParser, LightningArgumentParser):
         "eigenscope.optim",
     )
     more_subcommands = ("compare",)
+    explain = staticmethod(explain_parse_error)
+
+
+for _package in Parser.packages:  # importing a package makes its classes known by their short names
+    import_module(_package)
 
 
 _LINKED = ("num_classes", "image_size")  # what the data tells the network
 
 
-class EigenscopeCLI(LightningCLI):
+class EigenscopeCLI(GivenConfiguration, LightningCLI):
     """LightningCLI in subclass mode; classes and image size flow from the data to the network."""
 
     def __init__(self, args: ArgsType = None) -> None:
@@ -75,10 +75,10 @@ class EigenscopeCLI(LightningCLI):
             parser_class=Parser,
             trainer_defaults={
                 "callbacks": [
-                    eigenscope.callbacks.ParameterRouting(),
-                    eigenscope.callbacks.RunMetadataCallback(),
-                    eigenscope.callbacks.TensorBoardLayout(),
-                    eigenscope.callbacks.ExactResume(),
+                    callbacks.ParameterRouting(),
+                    callbacks.RunMetadataCallback(),
+                    callbacks.TensorBoardLayout(),
+                    callbacks.ExactResume(),
                 ]
             },
             parser_kwargs={
@@ -91,16 +91,16 @@ class EigenscopeCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Makes a parser that takes no abbreviated options: a misspelt one is an error, not its nearest neighbour."""
-        return super().init_parser(allow_abbrev=False, **kwargs)
+        return super().init_parser(prog="eigenscope", allow_abbrev=False, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links what the data knows to the network, ``net``, and guards every training against non-finite numbers."""
-        parser.add_lightning_class_args(eigenscope.callbacks.FiniteGuard, "finite_guard")
+        parser.add_lightning_class_args(callbacks.FiniteGuard, "finite_guard")
         parser.add_argument(
             "--warm_start",
             type=str | None,
             help="fit: a checkpoint or .safetensors file to begin with the weights of. Optimizer, epochs and random "
-            "streams begin anew; to go on with a run there is --ckpt_path.",
+            "streams start afresh; to resume a run use --ckpt_path.",
         )
         parser.add_argument(
             "--warm_start_map",
@@ -108,15 +108,27 @@ class EigenscopeCLI(LightningCLI):
             help="fit: where parts of the warm start belong, by the first parts of their names, such as "
             "'{old.part: new.part, net.head: null}'; null leaves a part as initialised.",
         )
+        parser.add_argument(
+            "--resume_allow",
+            action="append",
+            metavar="KEY",
+            help="fit with --ckpt_path: a key of the configuration, such as data.init_args.batch_size, that may differ "
+            "from the checkpoint's on purpose, with all below it; repeatable. The run record keeps the change.",
+        )
         for name in _LINKED:
             parser.link_arguments(f"data.{name}", f"model.init_args.net.init_args.{name}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parses; ``main(args)`` is meant to be called from Python, so Lightning's warning against it is left out."""
-        self.config = parser.parse_args(cast(list[str] | None, args))
-
-    def _parse_ckpt_path(self) -> None:
-        """Leaves the configuration as it was given: Lightning's would let a checkpoint's hyperparameters win."""
+        """Parses, names of version 0.4 too; without Lightning's warning against ``main(args)`` from Python."""
+        given = sys.argv[1:] if args is None else cast(list[str], args)
+        notes: dict[str, None] = {}  # in order, each once
+        try:
+            with _loading_present_names(notes):
+                self.config = parser.parse_args(renamed.options(given, notes.setdefault))
+        except renamed.RemovedArgumentError as error:
+            raise UsageError(str(error)) from error
+        if notes:
+            rank_zero_only(print)(f"Names of version 0.4: {', '.join(notes)}.", file=sys.stderr, flush=True)
 
     def before_instantiate_classes(self) -> None:
         """Replaces bf16 by fp32 where the device would only emulate it, and says so; looks at the checkpoint.
@@ -128,55 +140,44 @@ class EigenscopeCLI(LightningCLI):
         self._shapes: dict[str, tuple[int, ...]] = {}
         config = self.config[self.subcommand]
         try:
-            if config.warm_start is not None and self.subcommand != "fit" and config.ckpt_path is None:
-                raise ValueError(f"warm_start is for fit; to {self.subcommand} trained weights give --ckpt_path")
-            if config.warm_start_map is not None and config.warm_start is None:
-                raise ValueError("warm_start_map says where the parts of warm_start belong, of which there is none")
+            check_options(str(self.subcommand), config)
             if config.ckpt_path is not None:
                 self._check_checkpoint(find_checkpoint(config.ckpt_path))
         except ValueError as error:
             raise ConfigurationError(str(error)) from error
 
     def _check_checkpoint(self, path: Path) -> None:
-        """Refuses a checkpoint that does not go with the configuration; a run that goes on does so in its folder."""
+        """Refuses a checkpoint that contradicts the configuration; a resumed run writes to its own folder."""
         config = self.config[self.subcommand]
         config.ckpt_path = str(path)
         if config.weights_only is False:
             raise ValueError("weights_only must be null or true, got False: reading a checkpoint executes no code")
         checkpoint = read_checkpoint(path)
-        now = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False))
+        now = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))[self.subcommand]
         if self.subcommand == "fit":
-            note = check_resume(checkpoint, path, now, {"trainer": Trainer}, _LINKED)
-            begun = checkpoint.get(CONFIGURATION, {})  # its checkpoints go on saying with which weights the run began
-            config.warm_start, config.warm_start_map = begun.get("warm_start"), begun.get("warm_start_map")
-            version = continued_version(path, now["trainer"]["logger"])
-            if version is not None:
-                self._continue_logs(version, checkpoint)
+            prepared = prepare_resume(config, checkpoint, path, now, _LINKED)
+            self.trainer_defaults["callbacks"] += prepared.callbacks
+            self.save_config_kwargs |= prepared.provenance
+            lines = prepared.lines
         else:
             note = check_network(checkpoint, path, now, _LINKED)
-            warnings.filterwarnings("ignore", "The dirpath has changed")  # where nothing is saved
+            lines = (note,) if note else ()
+            ignore_moved_checkpoints()  # where nothing is saved
         weights = checkpoint["state_dict"].items()
         self._shapes = {name: tuple(weight.shape) for name, weight in weights if isinstance(weight, torch.Tensor)}
-        if note is not None:
-            rank_zero_only(print)(note, flush=True)
-
-    def _continue_logs(self, version: str, checkpoint: dict[str, Any]) -> None:
-        """Lets the logger write on in the folder of the checkpoint's run, from the checkpoint's step on."""
-        logger = self.config[self.subcommand].trainer.logger
-        logger = logger[0] if isinstance(logger, list) else logger
-        step = checkpoint["global_step"]
-        logger.init_args.version, logger.init_args.purge_step = version, step
-        self.trainer_defaults["callbacks"].append(ContinuedBoard(step, checkpoint.get(SAVED_AT)))
-        self.save_config_kwargs["continues"] = True
-        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+        for line in lines:
+            rank_zero_only(print)(line, flush=True)
 
     def after_instantiate_classes(self) -> None:
-        """Refuses a subcommand the model has no step for; weights of other shapes than the checkpoint's."""
+        """Refuses a subcommand the model has no step for; weights that do not fit the checkpoint's."""
         step = {"validate": "validation_step", "test": "test_step"}.get(self.subcommand or "")
-        if step is not None and not is_overridden(step, self.model):
+        if step is not None and getattr(type(self.model), step) is getattr(LightningModule, step):
             model = type(self.model).__name__
             raise ConfigurationError(f"there is nothing to {self.subcommand}: {model} has no {step}")
-        if found := misshaped(self.model, self._shapes):
+        found = misshaped(self.model, self._shapes)
+        if any(key.startswith("model.") for key in self.save_config_kwargs.get("allowed", ())):
+            found += unmatched(self.model, self._shapes)
+        if found:
             path = self.config[self.subcommand].ckpt_path
             raise ConfigurationError("\n  ".join([f"the weights of checkpoint {path} do not fit the model:", *found]))
 
@@ -215,17 +216,18 @@ class EigenscopeCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer, whose checkpoints are whole and load without executing code."""
-        plugins = self._get(self.config_init, "trainer.plugins") or []
+        plugins = self.config_init[self.subcommand].get("trainer.plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
-        given = self._get(self.config_init, "trainer.callbacks") or []
+        given = self.config_init[self.subcommand].get("trainer.callbacks") or []
         given = given if isinstance(given, list) else [given]
-        callbacks.check_distinct(given)
-        kinds = {type(callback) for callback in given}
-        defaults = [callback for callback in self.trainer_defaults["callbacks"] if type(callback) not in kinds]
-        self.trainer_defaults["callbacks"] = defaults  # one that the configuration names takes the default's place
+        self.trainer_defaults["callbacks"] = [  # one that the configuration names, or a subclass, takes its place
+            default
+            for default in self.trainer_defaults["callbacks"]
+            if not any(isinstance(callback, type(default)) for callback in given)
+        ]
         try:
-            return super().instantiate_trainer(plugins=[*plugins, eigenscope.callbacks.SafeCheckpointIO()], **kwargs)
-        except TypeError as error:  # so Lightning calls, among others, a number of devices that is none
+            return super().instantiate_trainer(plugins=[*plugins, callbacks.SafeCheckpointIO()], **kwargs)
+        except (TypeError, RuntimeError) as error:  # a number of devices that is none; two callbacks of one state_key
             raise ConfigurationError(f"trainer: {error}") from error
 
     def after_fit(self) -> None:
@@ -234,6 +236,17 @@ class EigenscopeCLI(LightningCLI):
         chosen = next((saver.best_model_path for saver in savers if saver.monitor), "")
         if getattr(self.datamodule, "protocol", None) == "holdout" and chosen:
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=chosen)
+
+
+@contextmanager
+def _loading_present_names(notes: dict[str, None]) -> Iterator[None]:
+    """A context in which jsonargparse reads configuration files of version 0.4 as if written today."""
+    load = get_loader("yaml")
+    set_loader("yaml", lambda text: renamed.configuration(load(text), notes.setdefault), (yaml.YAMLError,))
+    try:
+        yield
+    finally:
+        set_loader("yaml", load, (yaml.YAMLError,))
 
 
 class _Parsed(Exception):
@@ -257,28 +270,17 @@ def resolve(args: list[str]) -> dict[str, Any]:
         UsageError: they cannot be understood.
     """
     try:
-        _ParseOnly(["fit", *args])
+        _ParseOnly(["fit", *with_shipped_configs(args)])
     except _Parsed as parsed:
         return parsed.config
     raise RuntimeError("the parser returned without a configuration")
-
-
-def _quieten_lightning() -> None:
-    """Leaves out what nobody at the command line can act on: advertisements, and Lightning's notes to itself."""
-    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
-        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_for_people)
-    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
-
-
-def _is_for_people(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(("💡 Tip", "`weights_only` was not set"))
 
 
 def main(args: list[str] | None = None) -> Any:
     """Runs the command line.
 
     Args:
-        args: what would follow ``python cli.py``; None takes it from there.
+        args: what would follow ``eigenscope`` in a shell; None takes it from there.
 
     Returns:
         The LightningCLI object with ``trainer``, ``model`` and ``datamodule``; of ``compare``, the summaries.
@@ -286,9 +288,9 @@ def main(args: list[str] | None = None) -> Any:
     Raises:
         SystemExit: with code 2, after a sentence on stderr, if what was asked for cannot be understood.
     """
-    _quieten_lightning()
-    args = sys.argv[1:] if args is None else args
+    quieten()
     try:
+        args = with_shipped_configs(sys.argv[1:] if args is None else args)
         return compare_main(args[1:], resolve) if args[:1] == ["compare"] else EigenscopeCLI(args)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -296,14 +298,14 @@ def main(args: list[str] | None = None) -> Any:
 
 
 def script() -> None:
-    """The command as installed: what a person can mend is one sentence instead of a traceback."""
+    """The command as installed: errors the user can fix are one sentence instead of a traceback."""
     end_with_launcher()
     leave_to_main_thread()
     try:
         main()
-    except (ConfigurationError, eigenscope.callbacks.NonFiniteError) as error:
+    except (ConfigurationError, callbacks.NonFiniteError) as error:
         sys.exit(f"error: {error}")
-    except eigenscope.callbacks.TrainingInterrupted as error:
+    except callbacks.TrainingInterrupted as error:
         print(error, file=sys.stderr)
         sys.exit(128 + error.signal)  # as a shell has it of a process that a signal ended
     except MisconfigurationException as error:  # Lightning's word, such as of a score that nobody logs

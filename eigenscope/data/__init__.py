@@ -1,4 +1,4 @@
-"""Labelled images: reading, drawing, splitting, augmenting; noise; sequences to recall from; the order of visits."""
+"""Data sets: labelled images, noise, associative recall; reading, drawing, splitting, augmenting, sampling order."""
 
 from eigenscope.data.associative_recall import RecallDataset, RecallTask, ShorterContext, draw_recall
 from eigenscope.data.augmentation import AugmentationKind, augmentation

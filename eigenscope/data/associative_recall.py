@@ -1,4 +1,4 @@
-"""Multi-query associative recall: which value stood behind this key?"""
+"""Multi-query associative recall (MQAR): sequences of key-value pairs, then queries."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ NO_ANSWER = -100
 
 @dataclass(frozen=True)
 class RecallTask:
-    """What a sequence is made of: a context of pairs, key and value, among fillers; then keys that are asked for.
+    """Task of multi-query associative recall (MQAR): a context of key-value pairs among fillers, then queried keys.
 
     Tokens 0 to ``keys`` − 1 are keys, the next ``values`` are values, and the last ``fillers`` mean nothing.
 
@@ -60,7 +60,7 @@ class RecallTask:
 
 @dataclass(frozen=True)
 class ShorterContext:
-    """Some epochs with less to remember.
+    """A curriculum step: some epochs with a shorter context.
 
     Args:
         epochs: how many.
@@ -89,7 +89,7 @@ class ShorterContext:
 
 
 def draw_recall(task: RecallTask, key: int, samples: Tensor) -> tuple[Tensor, Tensor]:
-    """Draws sequences.
+    """Draws sequences of multi-query associative recall.
 
     Args:
         task: what they are made of.
@@ -123,7 +123,7 @@ def _below(streams: Streams, end: int, count: int) -> Tensor:
 
 
 class RecallDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Sequences of the task, drawn when they are asked for.
+    """Data set of MQAR sequences, drawn on access.
 
     Like :class:`~eigenscope.data.ImageDataset` it yields whole batches, each of one epoch, and a sequence depends on
     (seed, epoch, index) alone. A *fixed* set is the same in every epoch, and has no shorter contexts.

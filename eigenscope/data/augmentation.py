@@ -1,4 +1,4 @@
-"""Augmentation whose random numbers belong to a sample, not to the process that loads it."""
+"""Image augmentation whose random numbers are a function of the sample, not of the loader process."""
 
 from collections.abc import Callable
 from typing import Literal, get_args

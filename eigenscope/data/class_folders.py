@@ -1,4 +1,4 @@
-"""Images stored as ``<split>/<class>/*.png``, decoded once into a cached uint8 array."""
+"""Class folders (``<split>/<class>/*.png``), decoded once into a cached uint8 array."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The order in which samples are visited, by epoch and rank."""
+"""Sampler with a shuffled order per epoch, shared by all ranks."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple

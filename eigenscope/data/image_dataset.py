@@ -1,4 +1,4 @@
-"""Labelled uint8 images in memory as a data set that yields whole batches."""
+"""In-memory image data set (uint8) that yields whole batches."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

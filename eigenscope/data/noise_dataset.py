@@ -1,4 +1,4 @@
-"""Heavy-tailed noise as a data set that is drawn when it is asked for."""
+"""Noise data set: heavy-tailed noise images, drawn on access."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""A stand-in for CIFAR-100 that needs no download: 100 drawn classes in 20 groups of five.
+"""Built-in synthetic images, a stand-in for CIFAR-100: 100 procedurally drawn classes in 20 groups of five.
 
 A group is a silhouette, a class within it is what the silhouette is filled with. Pose, colours, light, a smaller
 plain object behind and pixel noise vary from sample to sample, so that a fixed weighting of pixels tells few classes

@@ -1,11 +1,10 @@
-"""Functions that take numbers and return a matplotlib figure, which belongs to no window and no global list."""
+"""Matplotlib figures: functions from tensors and numbers to a figure without a window or global state."""
 
 from eigenscope.figures.battery_matrix import battery_matrix
-from eigenscope.figures.cv_histogram import cv_histogram
 from eigenscope.figures.kv import layer_heat_maps, rate_distortion_figure
+from eigenscope.figures.point_sets import cv_histogram, spectrum_figure
 from eigenscope.figures.reconstructions import reconstruction_figure
 from eigenscope.figures.rotation import angle_figure, eigenvalue_figure, overlap_figure
-from eigenscope.figures.spectra import spectrum_figure
 
 __all__ = [
     "angle_figure",

@@ -1,4 +1,4 @@
-"""Errors of many batteries on many kinds of noise, as one picture."""
+"""Heat map of the errors of many batteries on many types of noise."""
 
 from __future__ import annotations
 

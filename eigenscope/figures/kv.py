@@ -1,4 +1,4 @@
-"""What codecs make of keys and values, layer by layer: rate against distortion, and heat maps."""
+"""Figures of KV-cache compression: rate against distortion, and heat maps over layers."""
 
 from __future__ import annotations
 

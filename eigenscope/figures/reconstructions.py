@@ -1,4 +1,4 @@
-"""Images beside their reconstructions and errors."""
+"""Reconstruction grid: images beside their reconstructions and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Eigenbases of a preconditioner as they turn: angles, eigenvalues, and one basis seen from another."""
+"""Figures of eigenbasis rotation: angles over steps, eigenvalues, and overlap of two bases."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def overlap_figure(
     Colours go with the root of the overlap, so that small ones are seen; what is not finite is magenta.
 
     Args:
-        sides: side to (m, m) overlaps in [0, 1], see :func:`eigenscope.optim.rotation.block_overlap`.
+        sides: side to (m, m) overlaps in [0, 1], see :func:`eigenscope.optim.eigenbases.rotation.block_overlap`.
         sizes: side to the number of eigenvectors, m or more.
         reference: what the reference is called.
         title: of the figure.

@@ -1,7 +1,6 @@
-"""Volumes of simplices among the rows of a matrix, their CV, its closed form and discipline, and effective rank."""
+"""Volumes of simplices, their coefficient of variation (CV), its closed form and loss term; effective rank."""
 
 from eigenscope.geometry.cv_policy import CVPolicy, Phase, SoftHand, proximity
-from eigenscope.geometry.metrics import EffectiveRank, VolumeCV
 from eigenscope.geometry.points import effective_rank, random_unit_points, spread_matrices
 from eigenscope.geometry.simplex_volumes import cayley_menger_volumes, simplex_volumes
 from eigenscope.geometry.volume_cv import CVEstimate, cv_loss, expected_cv, has_cv, volume_cv
@@ -9,10 +8,8 @@ from eigenscope.geometry.volume_cv import CVEstimate, cv_loss, expected_cv, has_
 __all__ = [
     "CVEstimate",
     "CVPolicy",
-    "EffectiveRank",
     "Phase",
     "SoftHand",
-    "VolumeCV",
     "cayley_menger_volumes",
     "cv_loss",
     "effective_rank",

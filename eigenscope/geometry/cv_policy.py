@@ -1,4 +1,4 @@
-"""The policy by which the CV of a point set is held to a target: phases of weight, and the soft hand."""
+"""CV loss terms of a point set: target, phases of weight, and the reported soft-hand rule."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from eigenscope.geometry.volume_cv import expected_cv
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training with one weight.
+    """A phase of training with one weight of the CV loss term.
 
     Args:
         weight: of (CV − target)² at the end of the ramp.
@@ -71,10 +71,10 @@ def proximity(cv: float, target: float, width: float = SoftHand.width) -> float:
 
 @dataclass(frozen=True)
 class CVPolicy:
-    """What is wanted of one point set.
+    """Schedule of the CV loss term of one point set: target and phases of weight.
 
     Args:
-        target: CV, or ``auto`` for that of independent uniform points in the point_set's dimension.
+        target: CV, or ``auto`` for that of independent uniform points in the point set's dimension.
         phases: of the term weight·(CV − target)², which carries gradient; none adds no such term.
         soft_hand: the reported rule beside it, or None.
 

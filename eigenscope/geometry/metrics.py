@@ -1,4 +1,4 @@
-"""Means of geometric measures over the matrices of a data set, for torchmetrics."""
+"""Torchmetrics of geometry: means of effective rank, spectrum and volume CV over a data set."""
 
 from typing import Any
 

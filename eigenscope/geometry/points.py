@@ -1,4 +1,4 @@
-"""Matrices of points on a sphere, and the effective rank of their spectra."""
+"""Random point sets on a sphere, and the effective rank of their spectra."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Volumes of simplices, by orthogonalisation and by the Cayley–Menger determinant."""
+"""Simplex volumes, by orthogonalisation (Gram–Schmidt) and by the Cayley–Menger determinant."""
 
 import math
 

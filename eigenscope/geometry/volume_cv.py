@@ -1,4 +1,4 @@
-"""CV: the spread, over mean, of the volumes of random 4-simplices among the rows of a matrix."""
+"""Volume CV: coefficient of variation (deviation / mean) of volumes of random 4-simplices among a matrix's rows."""
 
 import math
 from typing import NamedTuple

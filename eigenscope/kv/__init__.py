@@ -1,10 +1,9 @@
-"""Compression of the keys and values that attention keeps: codecs, the bytes they hold, and what they cost."""
+"""KV-cache compression: codecs of keys and values, their stored bytes, and their effect on attention."""
 
 from typing import TYPE_CHECKING, Any
 
-from eigenscope.kv.attention import compressed_attention
-from eigenscope.kv.cache_report import CacheReport
-from eigenscope.kv.codec import (
+from eigenscope.kv.cache.cache_report import CacheReport
+from eigenscope.kv.codecs.codec import (
     Code,
     Codec,
     Exact,
@@ -16,17 +15,17 @@ from eigenscope.kv.codec import (
     nbytes,
     stored_tensors,
 )
-from eigenscope.kv.low_rank_int8 import LowRankInt8
-from eigenscope.kv.measures import AttentionChange, attention_change, relative_error
-from eigenscope.kv.rate_distortion import allocate_bits, rate_distortion_bound
-from eigenscope.kv.score_aware_codec import ScoreAwareCodec
-from eigenscope.kv.transform_codec import TransformCodec
-from eigenscope.kv.uniform_int import UniformInt
+from eigenscope.kv.codecs.low_rank_int8 import LowRankInt8
+from eigenscope.kv.codecs.rate_distortion import allocate_bits, rate_distortion_bound
+from eigenscope.kv.codecs.score_aware_codec import ScoreAwareCodec
+from eigenscope.kv.codecs.transform_codec import TransformCodec
+from eigenscope.kv.codecs.uniform_int import UniformInt
+from eigenscope.kv.measuring.measures import AttentionChange, attention_change, relative_error
 
 if TYPE_CHECKING:
-    from eigenscope.kv.cache import SpectralCache as SpectralCache
-    from eigenscope.kv.cache_context import SpectralRun as SpectralRun
-    from eigenscope.kv.cache_context import spectral_cache as spectral_cache
+    from eigenscope.kv.cache.cache_context import SpectralRun as SpectralRun
+    from eigenscope.kv.cache.cache_context import spectral_cache as spectral_cache
+    from eigenscope.kv.cache.spectral_cache import SpectralCache as SpectralCache
 
 __all__ = [
     "AttentionChange",
@@ -45,7 +44,6 @@ __all__ = [
     "allocate_bits",
     "attention_change",
     "bits_per_element",
-    "compressed_attention",
     "nbytes",
     "rate_distortion_bound",
     "relative_error",
@@ -57,11 +55,11 @@ def __getattr__(name: str) -> Any:
     # The cache for generation needs the extra ``hf``; the rest does without, and without the seconds that importing
     # it takes. For the same reason these names are not in __all__.
     if name == "SpectralCache":
-        from eigenscope.kv.cache import SpectralCache
+        from eigenscope.kv.cache.spectral_cache import SpectralCache
 
         return SpectralCache
     if name in ("SpectralRun", "spectral_cache"):
-        from eigenscope.kv import cache_context
+        from eigenscope.kv.cache import cache_context
 
         return getattr(cache_context, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,11 +1,11 @@
-"""Eigendecomposition whose gradient stays finite where eigenvalues meet."""
+"""Eigendecomposition whose gradient stays finite for (nearly) equal eigenvalues."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd.function import once_differentiable
+from torch.func import debug_unwrap
 
 from eigenscope.linalg.threaded import eigh
 
@@ -42,7 +42,7 @@ def broadened_eigh(A: Tensor) -> tuple[Tensor, Tensor]:
     networks*, Phys. Rev. X 9, 2019). First derivatives in reverse mode only; under functorch transforms and in
     forward mode the derivative is torch's own.
     """
-    if torch.is_grad_enabled() and A.requires_grad and not is_functorch_wrapped_tensor(A):
+    if torch.is_grad_enabled() and A.requires_grad and debug_unwrap(A) is A:
         values, vectors = _BroadenedEigh.apply(A)
         return values, vectors
     return eigh(A)

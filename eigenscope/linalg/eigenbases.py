@@ -1,4 +1,4 @@
-"""How far two orthonormal eigenbases are turned against each other."""
+"""Principal angles and weighted distances between two orthonormal eigenbases."""
 
 import torch
 from torch import Tensor

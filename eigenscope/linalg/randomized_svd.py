@@ -1,4 +1,4 @@
-"""Leading singular triplets of a batch of matrices: exact, by subspace iteration, or as the textbook sketch."""
+"""Randomised SVD: leading singular triplets, exact, by subspace iteration, or by the textbook sketch."""
 
 from typing import Literal, NamedTuple, get_args
 

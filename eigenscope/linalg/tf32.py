@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from eigenscope.adapters.torch_names import TorchDispatchMode, aten_products
 from eigenscope.precision import has_tf32
 
 _DROPPED_BITS = 13  # float32 stores 23 bits of the mantissa, TF32 10
@@ -19,11 +19,11 @@ _PRODUCTS = {
     _aten.bmm: 0,
     _aten.addmm: 1,
     _aten.addmm_: 1,
-    _aten._addmm_activation: 1,
     _aten.addbmm: 1,
     _aten.addbmm_: 1,
     _aten.baddbmm: 1,
     _aten.baddbmm_: 1,
+    **aten_products(),
 }
 
 
@@ -75,11 +75,11 @@ def emulate_tf32() -> Iterator[None]:
     """
     # No mode sees the products inside compiled code. torch runs such functions uncompiled under a mode by itself, but
     # not those that insist on a full graph: they raise.
-    with torch.compiler.set_stance("force_eager"), _EmulatedTF32():  # type: ignore[no-untyped-call]
+    with torch.compiler.set_stance("force_eager"), _EmulatedTF32():
         yield
 
 
-class _EmulatedTF32(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _EmulatedTF32(TorchDispatchMode):  # type: ignore[misc]  # torch's class, whatever the release calls it
     """Rounds the operands of float32 products before they are multiplied."""
 
     def __torch_dispatch__(

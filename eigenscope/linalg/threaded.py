@@ -1,11 +1,11 @@
-"""LAPACK over a large batch of small matrices, on all cores."""
+"""Multithreaded LAPACK over a large batch of small matrices."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.func import debug_unwrap
 
 _MATRICES_PER_THREAD = 32  # about 1 ms of work at 32×32, ten times what starting a thread costs
 
@@ -35,12 +35,7 @@ def _prepare_thread() -> None:
 
 def _is_plain(A: Tensor) -> bool:
     """Whether nothing but numbers is asked for: gradients and transforms such as vmap are bound to their thread."""
-    return (
-        A.device.type == "cpu"
-        and type(A) is Tensor
-        and not torch.is_grad_enabled()
-        and not is_functorch_wrapped_tensor(A)
-    )
+    return A.device.type == "cpu" and type(A) is Tensor and not torch.is_grad_enabled() and debug_unwrap(A) is A
 
 
 def _in_threads(function: Callable[[Tensor], tuple[Tensor, ...]], A: Tensor) -> tuple[Tensor, ...]:

@@ -1,19 +1,19 @@
-"""Networks, and the hook points through which their inner tensors are observed."""
+"""Networks, and the hook points through which their intermediate tensors are observed."""
 
-from eigenscope.nn.battery_array import BatteryArray
-from eigenscope.nn.battery_container import BatteryEntry, load_batteries, save_batteries
-from eigenscope.nn.battery_scores import cross_evaluate
-from eigenscope.nn.causal_transformer import CausalTransformer, llama_weights
-from eigenscope.nn.deit import DeiT
+from eigenscope.nn.autoencoders.implants import ImplantedVAE
+from eigenscope.nn.autoencoders.linear_readout import LinearReadoutAutoencoder, ReadoutCode
+from eigenscope.nn.autoencoders.patch_autoencoder import PatchAutoencoder
+from eigenscope.nn.autoencoders.patch_svae import PatchSVAE, SpectralCode
+from eigenscope.nn.autoencoders.simplex_code import SimplexCode
+from eigenscope.nn.autoencoders.simplex_vae import SimplexVAE
+from eigenscope.nn.batteries.battery_array import BatteryArray
+from eigenscope.nn.batteries.battery_container import BatteryEntry, load_batteries, save_batteries
+from eigenscope.nn.batteries.battery_scores import cross_evaluate
 from eigenscope.nn.free_matrix import FreeMatrix
-from eigenscope.nn.hook_point import HookPoint, hook_points, observe, watch
-from eigenscope.nn.implants import ImplantedVAE
-from eigenscope.nn.linear_readout import LinearReadoutAutoencoder, ReadoutCode
-from eigenscope.nn.patch_autoencoder import PatchAutoencoder
-from eigenscope.nn.patch_svae import PatchSVAE, SpectralCode
-from eigenscope.nn.simplex_code import SimplexCode
-from eigenscope.nn.simplex_vae import SimplexVAE
-from eigenscope.nn.taps import SVDTaps, TapConfig, tap_features
+from eigenscope.nn.hook_point import HookPoint, attach_hooks, hook_points, observe
+from eigenscope.nn.transformers.causal_transformer import CausalTransformer, llama_weights
+from eigenscope.nn.transformers.deit import DeiT
+from eigenscope.nn.transformers.taps import SVDTaps, TapConfig, tap_features
 
 __all__ = [
     "BatteryArray",
@@ -32,6 +32,7 @@ __all__ = [
     "SimplexVAE",
     "SpectralCode",
     "TapConfig",
+    "attach_hooks",
     "cross_evaluate",
     "hook_points",
     "llama_weights",
@@ -39,5 +40,4 @@ __all__ = [
     "observe",
     "save_batteries",
     "tap_features",
-    "watch",
 ]

@@ -1,4 +1,4 @@
-"""A network that is one matrix and nothing else."""
+"""Free matrix: a network whose only parameter is one matrix."""
 
 import torch
 from torch import Tensor, nn

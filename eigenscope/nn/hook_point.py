@@ -1,20 +1,20 @@
-"""Probes: the one way to observe a tensor inside a running network.
+"""Hook points: the one way to observe, or replace, a tensor inside a running network.
 
-A network passes each tensor worth watching through a :class:`HookPoint`, an identity with a name (its path in the
-module tree). Whoever wants the tensor attaches a watcher for the length of a ``with`` block::
+A network passes each tensor worth observing through a :class:`HookPoint`, an identity with a name (its path in the
+module tree). Whoever wants the tensor attaches a hook for the length of a ``with`` block::
 
     with observe(net, "blocks.*.attention.keys") as seen:
         net(images)
     seen["blocks.0.attention.keys"]  # (B, heads, tokens, head width)
 
-:func:`watch` is the same with a function of one's own, which may put another tensor in the place of the one it sees.
-With no watcher a probe costs one call, and nothing in a compiled network: ``torch.compile`` guards on the watchers,
-so it recompiles when the first one arrives and returns to the unwatched graph when the last one leaves. Forward
-hooks are not used because a compiled network may ignore a hook that is registered after compilation.
+:func:`attach_hooks` is the same with a function of one's own, which may put another tensor in the place of the one it
+sees. With no hook a hook point costs one call, and nothing in a compiled network: ``torch.compile`` guards on the
+hooks, so it recompiles when the first one arrives and returns to the former graph when the last one leaves. Forward
+hooks of torch are not used because a compiled network may ignore one that is registered after compilation.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
 
@@ -22,21 +22,31 @@ from torch import Tensor, nn
 
 
 class HookPoint(nn.Module):
-    """Returns its input, or what the attached watchers make of it, in the order they came.
+    """Returns its input, or what the attached hooks make of it, in the order they came.
 
-    A watcher is a function from tensor to tensor. It sees the tensor as the network does, with its gradient history,
-    and what it returns goes on in its place.
+    A hook is a function from tensor to tensor. It sees the tensor as the network does, with its gradient history, and
+    what it returns replaces it.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.watchers: tuple[Callable[[Tensor], Tensor], ...] = ()
+        self.hooks: tuple[Callable[[Tensor], Tensor], ...] = ()
 
     def forward(self, x: Tensor) -> Tensor:
         """Passes ``x`` (any shape) on."""
-        for watcher in self.watchers:
-            x = watcher(x)
+        for hook in self.hooks:
+            x = hook(x)
         return x
+
+    @contextmanager
+    def attach(self, hook: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Attaches a hook while the block runs."""
+        own = partial(hook)  # the same hook may be attached twice
+        self.hooks = (*self.hooks, own)
+        try:
+            yield
+        finally:
+            self.hooks = tuple(other for other in self.hooks if other is not own)
 
 
 def hook_points(module: nn.Module, *patterns: str) -> dict[str, HookPoint]:
@@ -48,51 +58,47 @@ def hook_points(module: nn.Module, *patterns: str) -> dict[str, HookPoint]:
         dots.
 
     Returns:
-        name to probe, in the order of the module tree, every probe that matches at least one pattern.
+        name to hook point, in the order of the module tree, every one that matches at least one pattern.
 
     Raises:
-        ValueError: a pattern matches no probe; the message lists those there are.
+        ValueError: a pattern matches no hook point; the message lists those there are.
     """
     found = {name: child for name, child in module.named_modules() if isinstance(child, HookPoint)}
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in found):
-            raise ValueError(f"no probe matches {pattern!r}; there are: {', '.join(found) or 'none'}")
+            raise ValueError(f"no hook point matches {pattern!r}; there are: {', '.join(found) or 'none'}")
     if not patterns:
         return found
-    return {name: probe for name, probe in found.items() if any(fnmatchcase(name, p) for p in patterns)}
+    return {name: point for name, point in found.items() if any(fnmatchcase(name, p) for p in patterns)}
 
 
 @contextmanager
-def watch(module: nn.Module, *patterns: str, watcher: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
-    """Attaches a watcher to every matching probe while the block runs; arguments as in :func:`hook_points`.
+def attach_hooks(module: nn.Module, *patterns: str, hook: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+    """Attaches a hook to every matching hook point while the block runs; arguments as in :func:`hook_points`.
 
     Args:
         module: see there.
         patterns: see there.
-        watcher: called with a probe's name and its tensor; what it returns goes on in the tensor's place.
+        hook: called with a hook point's name and its tensor; what it returns replaces the tensor.
 
     Raises:
-        ValueError: a pattern matches no probe.
+        ValueError: a pattern matches no hook point.
     """
-    attached = [(probe, partial(watcher, name)) for name, probe in hook_points(module, *patterns).items()]
-    for probe, named in attached:
-        probe.watchers = (*probe.watchers, named)
-    try:
+    with ExitStack() as stack:
+        for name, point in hook_points(module, *patterns).items():
+            stack.enter_context(point.attach(partial(hook, name)))
         yield
-    finally:
-        for probe, named in attached:
-            probe.watchers = tuple(watcher for watcher in probe.watchers if watcher is not named)
 
 
 @contextmanager
 def observe(module: nn.Module, *patterns: str) -> Iterator[dict[str, Tensor]]:
-    """Collects the latest tensor of every matching probe while the block runs; arguments as in :func:`hook_points`.
+    """Collects the latest tensor of matching hook points while the block runs; arguments as in :func:`hook_points`.
 
     Yields:
         A dictionary, empty at first, that each forward pass fills: name to tensor, not detached, not copied.
 
     Raises:
-        ValueError: a pattern matches no probe.
+        ValueError: a pattern matches no hook point.
     """
     seen: dict[str, Tensor] = {}
 
@@ -100,5 +106,5 @@ def observe(module: nn.Module, *patterns: str) -> Iterator[dict[str, Tensor]]:
         seen[name] = x
         return x
 
-    with watch(module, *patterns, watcher=record):
+    with attach_hooks(module, *patterns, hook=record):
         yield seen

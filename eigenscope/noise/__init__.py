@@ -1,4 +1,4 @@
-"""Keyed random numbers and noise: a sample's draw depends on its key and index, not on how it is loaded."""
+"""Keyed random numbers and noise: a sample depends on its key and index, not on how it is loaded."""
 
 from eigenscope.noise.curriculum import Curriculum
 from eigenscope.noise.distributions import CURRICULUM_TIERS, NOISE_TYPES, noise_ids

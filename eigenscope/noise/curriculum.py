@@ -1,4 +1,4 @@
-"""Which noise types a training sees when."""
+"""Curriculum over noise types: tiers, unlocked at given epochs or when a score stalls."""
 
 from collections.abc import Sequence
 

@@ -1,6 +1,6 @@
-"""Sixteen laws of noise, each drawn for several images at once from their streams.
+"""Noise distributions: sixteen types, each drawn for several images at once from their streams.
 
-A law takes the streams of n images, the images' own parameters, which are uniform numbers (n, ``parameters``), and
+A sampler takes the streams of n images, the images' own parameters, which are uniform numbers (n, ``parameters``), and
 the side s, and returns (n, 3, s, s) float32. Channels are independent except where a parameter shapes the image.
 """
 
@@ -14,12 +14,12 @@ from torch import Tensor
 from eigenscope.noise.streams import Streams
 
 _BLOCKS = (2, 15)  # sides of blocks and of checkerboard cells, both included
-_RATES = (0.5, 20.0)  # of the Poisson law
+_RATES = (0.5, 20.0)  # of the Poisson distribution
 _COUNTS = 64  # Poisson counts above 63 have a probability below 1e-13 at rate 20
 
 
 class NoiseDistribution(NamedTuple):
-    """A law, how many parameters an image has, and its limit as a fraction of the clamp."""
+    """A noise distribution: its sampler, number of parameters per image, and limit as a fraction of the clamp."""
 
     draw: Callable[[Streams, Tensor, int], Tensor]
     parameters: int = 0

@@ -1,4 +1,4 @@
-"""Which noise types each of many networks is trained on, and which images of a batch each of them takes."""
+"""Mixtures of noise types for many networks, and the images of a batch assigned to each of them."""
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations, cycle

@@ -22,7 +22,7 @@ def draw_noise(
     whatever else is in the batch. Mean squares, without a clamp and with one of 4:
 
     ==  ==============  ==================================================  ================================
-    id  name            law                                                 mean square
+    id  name            distribution                                        mean square
     ==  ==============  ==================================================  ================================
     0   gaussian        N(0, 1)                                             1
     1   uniform         U(−1, 1)                                            1/3
@@ -49,7 +49,7 @@ def draw_noise(
         samples: (N,) int64, any integers.
         image_size: side s in pixels, at least 2.
         clamp: None leaves heavy tails as they are, all finite; otherwise values are limited to ±clamp and the Cauchy
-            law to three quarters of it. The reported generators clamp at 4.
+            distribution to three quarters of it. The reported generators clamp at 4.
 
     Returns:
         (N, 3, s, s) float32 on the device of ``samples``.
@@ -65,9 +65,9 @@ def draw_noise(
     if clamp is not None and not clamp > 0:
         raise ValueError(f"clamp is {clamp}; it must be positive or None")
     types = types.cpu()
-    strangers = types[(types < 0) | (types >= len(NOISE_DISTRIBUTIONS))].tolist()
-    if strangers:
-        raise ValueError(f"types holds {strangers[0]}; all must be in 0 to {len(NOISE_DISTRIBUTIONS) - 1}")
+    invalid = types[(types < 0) | (types >= len(NOISE_DISTRIBUTIONS))].tolist()
+    if invalid:
+        raise ValueError(f"types holds {invalid[0]}; all must be in 0 to {len(NOISE_DISTRIBUTIONS) - 1}")
     epochs = torch.as_tensor(epoch, device=samples.device).view(-1)
     indices = samples + random_bits(stream_key(seed), epochs, 1)[:, 0]
     images = torch.empty((len(samples), 3, image_size, image_size), device=samples.device)

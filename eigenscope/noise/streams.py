@@ -1,4 +1,4 @@
-"""Random numbers addressed by a key and a sample index, drawn as whole batches.
+"""Counter-based random numbers (SplitMix64), addressed by a key and a sample index, drawn as whole batches.
 
 A sample's numbers depend on its key and its index alone, so they are the same whichever loader worker, rank or
 batch asks for them. The generator is SplitMix64 (Steele, Lea and Flood, *Fast splittable pseudorandom number
@@ -91,7 +91,7 @@ def _outer_sum(starts: Tensor, steps: Tensor) -> Tensor:
 
 
 class Streams:
-    """The streams of N samples under one key, read in step: each call goes on where the last one stopped.
+    """The streams of N samples under one key, read in step: each call continues where the last one stopped.
 
     Args:
         key: from :func:`stream_key`.
@@ -168,7 +168,7 @@ class Streams:
         return _sign_(_tail_uniform(bits.clone()).log_().neg_(), bits)
 
     def cauchy(self, count: int) -> Tensor:
-        """The standard Cauchy law, (N, count) float32, at most 1.4e9 in size."""
+        """The standard Cauchy distribution, (N, count) float32, at most 1.4e9 in size."""
         bits = self.half_words(count)
         return _sign_(_tail_uniform(bits.clone()).mul_(math.pi / 2).tan_().reciprocal_(), bits)
 

@@ -1,6 +1,6 @@
-"""Optimizers of matrices (SOAP, REKLS and Muon at a stated precision, and one that is two), learning-rate schedules."""
+"""Optimizers of matrices (SOAP, REKLS, Muon, the composite SplitOptimizer) and learning-rate schedules."""
 
-from eigenscope.optim.factors import KroneckerFactors, kronecker_factors, preconditioner
+from eigenscope.optim.eigenbases.factors import KroneckerFactors, kronecker_factors, preconditioner
 from eigenscope.optim.muon import Muon
 from eigenscope.optim.routing import Route, Routed, routing_table
 from eigenscope.optim.schedules import CosineAnnealingLR, LinearLR, OneCycleLR, PolynomialLR, run_length

@@ -1,4 +1,4 @@
-"""What the optimizers share: named parameter groups, matmul precision as an argument, state in its saved dtype."""
+"""Shared optimizer utilities: named parameter groups, matmul precision as an argument, state in its saved dtype."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,12 +52,6 @@ def filter_groups(groups: Sequence[dict[str, Any]], wanted: Callable[[str], bool
     chosen = [group for group in chosen if group["params"]]
     bare = len(groups) == 1 and set(groups[0]) == {"params"}
     return list(chosen[0]["params"]) if bare and chosen else chosen
-
-
-def abbreviate_names(names: Sequence[str]) -> str:
-    """The first three names, and how many there are beyond."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return (", ".join(names[:3]) or "none") + more
 
 
 MatmulPrecision = Literal["highest", "high", "medium"]

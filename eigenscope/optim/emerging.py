@@ -1,4 +1,4 @@
-"""The installed emerging-optimizers, and whether it has what is built on it.
+"""Adapter of the emerging-optimizers package, with a check of its signatures.
 
 Its import takes a second or two, so the modules that use it import it when their first optimizer is made.
 """

@@ -1,4 +1,4 @@
-"""What the optimizers of matrices share."""
+"""Base class of optimizers of 2-D parameters."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from eigenscope.optim.common import keep_saved_dtypes
 
 
 class MatrixOptimizer(Optimizer):
-    """An optimizer that takes nothing but 2-D parameters, steps with or without a closure, and loads what it saved."""
+    """Base class of optimizers of 2-D parameters: checks them, steps with a closure or without, restores its state."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group.

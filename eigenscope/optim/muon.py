@@ -14,7 +14,7 @@ from eigenscope.optim.matrix_optimizer import MatrixOptimizer
 
 
 class Muon(MatrixOptimizer):
-    """Momentum, orthogonalised by Newton–Schulz iteration (Jordan 2024), with decoupled weight decay.
+    """Muon: momentum, orthogonalised by Newton–Schulz iteration (Jordan 2024), with decoupled weight decay.
 
     M ← β M + (1−β) G; the update of an m×n weight is the nearest semi-orthogonal matrix to M, or to (1−β) G + β M with
     ``nesterov``, times ``update_rms`` √max(m, n), which has that root mean square in every entry (Liu et al. 2025,

@@ -1,4 +1,4 @@
-"""Which optimizer a parameter goes to, and why."""
+"""Parameter routing: which optimizer a parameter is assigned to, and why."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ MATRIX = "matrix"
 
 
 class Route(NamedTuple):
-    """A parameter's way.
+    """The optimizer that a parameter is assigned to, and the reason.
 
     Attributes:
         name: the parameter's.

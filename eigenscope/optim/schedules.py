@@ -38,7 +38,7 @@ class _FollowsRun(LRScheduler):
 
     The state is torch's, so either class loads the other's. If the length is that of the run, and the state was saved
     in a run of another length (one that is resumed with a larger ``max_epochs``), the schedule keeps the new length and
-    goes on with the rate that a run of the new length has at that step, which may differ from the last one used. A
+    continues with the rate that a run of the new length has at that step, which may differ from the last one used. A
     stated length is restored with the state, as in torch.
 
     Attributes:

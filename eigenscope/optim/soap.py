@@ -1,10 +1,10 @@
-"""SOAP and REKLS: Adam in the eigenbases of Shampoo's factors, at a stated matmul precision."""
+"""SOAP and REKLS: Adam in the eigenbases of Shampoo's Kronecker factors, at a stated matmul precision."""
 
 import math
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from eigenscope.optim.common import MatmulPrecision, check_precision, matmul_pre
 from eigenscope.optim.matrix_optimizer import MatrixOptimizer
 from eigenscope.optim.soap_step import (
     adam_update,
-    apply_weight_decay,
     clip_update_rms,
     init_state,
     library,
@@ -24,9 +23,6 @@ from eigenscope.optim.soap_step import (
     update_eigenbases,
     update_factors,
 )
-
-WeightDecayMethod = Literal["decoupled", "independent", "l2", "palm"]
-"""Decoupled: p ← p − lr·λp. Independent: p ← p − λp. L2: g ← g + λp. Palm: p ← p − lr²·λp."""
 
 
 class SOAP(MatrixOptimizer):
@@ -54,13 +50,9 @@ class SOAP(MatrixOptimizer):
         betas: of Adam's moments.
         shampoo_beta: β of the factors.
         eps: of Adam's denominator, and KL-Shampoo's smallest eigenvalue.
-        weight_decay: λ of :data:`WeightDecayMethod`.
-        weight_decay_method: how weights decay.
-        nesterov: Nesterov's momentum in Adam.
-        correct_bias: for the zeros that moments and factors begin with.
+        weight_decay: λ in p ← p − lr·λp.
         fp32_matmul_prec: of the factors' and the gradient's products.
         qr_fp32_matmul_prec: of the products that update the eigenbases.
-        power_iter_steps: multiplications by the factor before each QR.
         max_update_rms: updates of a larger root mean square are scaled down to it; 0 leaves them.
         use_kl_shampoo: KL-Shampoo's factors instead of Shampoo's.
         emulate_tf32: rounds operands as TF32 does wherever the precision is not ``"highest"`` and the device has no
@@ -80,12 +72,8 @@ class SOAP(MatrixOptimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         *,
-        weight_decay_method: WeightDecayMethod = "decoupled",
-        nesterov: bool = False,
-        correct_bias: bool = True,
         fp32_matmul_prec: MatmulPrecision = "highest",
         qr_fp32_matmul_prec: MatmulPrecision = "highest",
-        power_iter_steps: int = 1,
         max_update_rms: float = 0.0,
         use_kl_shampoo: bool = False,
         emulate_tf32: bool = False,
@@ -101,24 +89,14 @@ class SOAP(MatrixOptimizer):
         for name, beta in {"betas[0]": betas[0], "betas[1]": betas[1], "shampoo_beta": shampoo_beta}.items():
             if not 0 <= beta < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {beta}")
-        if power_iter_steps < 1:
-            raise ValueError(f"power_iter_steps must be at least 1, got {power_iter_steps}")
-        if weight_decay_method not in get_args(WeightDecayMethod):
-            raise ValueError(
-                f"weight_decay_method must be one of {get_args(WeightDecayMethod)}, got {weight_decay_method!r}"
-            )
         for name, precision in {
             "fp32_matmul_prec": fp32_matmul_prec,
             "qr_fp32_matmul_prec": qr_fp32_matmul_prec,
         }.items():
             check_precision(name, precision)
         library()  # refused now rather than at the first step
-        self.weight_decay_method = weight_decay_method
-        self.nesterov = nesterov
-        self.correct_bias = correct_bias
         self.fp32_matmul_prec = fp32_matmul_prec
         self.qr_fp32_matmul_prec = qr_fp32_matmul_prec
-        self.power_iter_steps = power_iter_steps
         self.max_update_rms = max_update_rms
         self.use_kl_shampoo = use_kl_shampoo
         self.use_eigh = False
@@ -139,19 +117,15 @@ class SOAP(MatrixOptimizer):
         if not state:
             state.update(init_state(parameter))
         step, beta = state["step"] + 1, group["shampoo_beta"]
-        if self.correct_bias:
-            beta = 1 - (1 - beta) / (1 - beta**step)
+        beta = 1 - (1 - beta) / (1 - beta**step)  # for the zeros that the factors begin with
         with matmul_precision(self.fp32_matmul_prec):
             update_factors(state, gradient, beta, group["eps"] if self.use_kl_shampoo else None)
         with matmul_precision(self.qr_fp32_matmul_prec):
-            update_eigenbases(
-                state, self.use_eigh or step == 1, self.power_iter_steps
-            )  # iteration goes on from a basis
-        apply_weight_decay(parameter, gradient, self.weight_decay_method, group["weight_decay"], group["lr"])
+            update_eigenbases(state, self.use_eigh or step == 1)  # iteration continues from a basis
+        parameter.add_(parameter, alpha=-group["weight_decay"] * group["lr"])
         with matmul_precision(self.fp32_matmul_prec):
             projected_grad = project(state, gradient)
-        settings = {"correct_bias": self.correct_bias, "nesterov": self.nesterov, "step": step}
-        update = adam_update(state, projected_grad, betas=group["betas"], eps=group["eps"], **settings)
+        update = adam_update(state, projected_grad, betas=group["betas"], eps=group["eps"], step=step)
         with matmul_precision(self.fp32_matmul_prec):
             update = project_back(state, update)
         clip_update_rms(update, self.max_update_rms)
@@ -186,10 +160,7 @@ class REKLS(SOAP):
         betas: of Adam's moments.
         shampoo_beta: β of the factors.
         eps: of Adam's denominator, and the smallest eigenvalue.
-        weight_decay: λ of :data:`WeightDecayMethod`.
-        weight_decay_method: how weights decay.
-        nesterov: Nesterov's momentum in Adam.
-        correct_bias: for the zeros that moments and factors begin with.
+        weight_decay: λ in p ← p − lr·λp.
         fp32_matmul_prec: of the factors' and the gradient's products.
         qr_fp32_matmul_prec: of the products that carry the moments from one eigenbasis to the next.
         max_update_rms: updates of a larger root mean square are scaled down to it; 0 leaves them.
@@ -209,9 +180,6 @@ class REKLS(SOAP):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         *,
-        weight_decay_method: WeightDecayMethod = "decoupled",
-        nesterov: bool = False,
-        correct_bias: bool = True,
         fp32_matmul_prec: MatmulPrecision = "highest",
         qr_fp32_matmul_prec: MatmulPrecision = "highest",
         max_update_rms: float = 0.0,
@@ -224,9 +192,6 @@ class REKLS(SOAP):
             shampoo_beta,
             eps,
             weight_decay,
-            weight_decay_method=weight_decay_method,
-            nesterov=nesterov,
-            correct_bias=correct_bias,
             fp32_matmul_prec=fp32_matmul_prec,
             qr_fp32_matmul_prec=qr_fp32_matmul_prec,
             max_update_rms=max_update_rms,

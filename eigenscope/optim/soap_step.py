@@ -1,4 +1,4 @@
-"""The parts of a step of SOAP for one matrix, over the functions of emerging-optimizers."""
+"""Steps of SOAP for one matrix: Kronecker factors, eigenbases, projected gradient, over emerging-optimizers."""
 
 from functools import cache
 from types import ModuleType
@@ -67,15 +67,15 @@ def update_factors(state: dict[str, Any], gradient: Tensor, beta: float, kl_eps:
         library().update_kronecker_factors_kl_shampoo(factors, gradient, beta, bases, kl_eps)
 
 
-def update_eigenbases(state: dict[str, Any], use_eigh: bool, power_iter_steps: int) -> None:
-    """Renews the eigenbases of the factors, and carries Adam's moments into them."""
+def update_eigenbases(state: dict[str, Any], use_eigh: bool) -> None:
+    """Renews the eigenbases of the factors, by ``eigh`` or one power iteration and QR, and Adam's moments with them."""
     bases, moment, square = library().update_eigenbasis_and_exp_avgs(
         [state["L"], state["R"]],
         [state["Q_L"], state["Q_R"]],
         state["exp_avg_sq"],
         state["exp_avg"],
         use_eigh=use_eigh,
-        power_iter_steps=power_iter_steps,
+        power_iter_steps=1,
     )
     state.update(Q_L=bases[0], Q_R=bases[1], exp_avg=moment, exp_avg_sq=square)
 
@@ -98,10 +98,10 @@ def adam_update(state: dict[str, Any], projected_grad: Tensor, **settings: Any) 
     Args:
         state: of the matrix.
         projected_grad: the gradient.
-        **settings: ``betas``, ``eps``, ``correct_bias``, ``nesterov`` and ``step``, counted from 1.
+        **settings: ``betas``, ``eps`` and ``step``, counted from 1.
     """
     update: Tensor = library().update_functions.calculate_adam_update(
-        projected_grad, state["exp_avg"], state["exp_avg_sq"], **settings
+        projected_grad, state["exp_avg"], state["exp_avg_sq"], correct_bias=True, nesterov=False, **settings
     )
     return update
 
@@ -111,11 +111,3 @@ def clip_update_rms(update: Tensor, max_rms: float) -> None:
     if max_rms > 0:
         rms = update.square().mean().sqrt()
         update.mul_((max_rms / (rms + _LEAST_RMS)).clamp(max=1))
-
-
-def apply_weight_decay(parameter: Tensor, gradient: Tensor, method: str, rate: float, lr: float) -> None:
-    """Decays a weight, or with ``"l2"`` adds the decay to its gradient, in place; the methods are SOAP's."""
-    if method == "l2":
-        gradient.add_(parameter, alpha=rate)
-    else:
-        parameter.add_(parameter, alpha=-{"decoupled": rate * lr, "independent": rate, "palm": rate * lr * lr}[method])

@@ -1,4 +1,4 @@
-"""One optimizer that is two: matrices go to one, everything else to another."""
+"""Composite optimizer: hidden matrices to one optimizer, all other parameters to another."""
 
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from fnmatch import fnmatchcase
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from eigenscope.optim.common import abbreviate_names, filter_groups, keep_saved_dtypes, named_groups, params_by_name
+from eigenscope.adapters.torch_names import load_state_hooks
+from eigenscope.optim.common import filter_groups, keep_saved_dtypes, named_groups, params_by_name
 from eigenscope.optim.routing import MATRIX, Route, reasons_against
+from eigenscope.text import abbreviate_names
 
 NOT_MATRICES = (
     "*embed*",
@@ -32,7 +34,7 @@ NOT_MATRICES = (
 
 
 class SplitOptimizer(Optimizer):
-    """Sends hidden weight matrices to one optimizer and everything else to another, and is one optimizer to others.
+    """Composite optimizer: hidden weight matrices go to one optimizer, all other parameters to another.
 
     A parameter goes to ``matrix`` if it is 2-D, no pattern of ``exclude`` matches its name, no side is longer than
     ``max_side``, and it is not shaped as its own bias, as the gains of stacked norms are. SOAP, REKLS and Muon take
@@ -130,7 +132,8 @@ class SplitOptimizer(Optimizer):
             ValueError: it was made with another routing; the message names the difference.
         """
         state_dict = state_dict.copy()
-        for before in self._optimizer_load_state_dict_pre_hooks.values():
+        hooks_before, hooks_after = load_state_hooks(self)
+        for before in hooks_before:
             state_dict = before(self, state_dict) or state_dict
         groups = list(state_dict["param_groups"])
         _check_routing(groups, self.param_groups)
@@ -141,7 +144,7 @@ class SplitOptimizer(Optimizer):
             part.load_state_dict({"state": states, "param_groups": mine})
             keep_saved_dtypes(part, {"state": states, "param_groups": mine})
         self._share()
-        for after in self._optimizer_load_state_dict_post_hooks.values():
+        for after in hooks_after:
             after(self)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

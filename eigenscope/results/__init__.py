@@ -1,15 +1,15 @@
-"""Results of runs: what one run leaves behind, the scoreboard over runs, and the comparison of arms."""
+"""Results of runs: run metadata, the scoreboard over runs, and the statistics of comparisons."""
 
 from eigenscope.results.run_metadata import RunMetadata, update_record
 from eigenscope.results.run_result import EpochResult, MonitoredMetric, RunResult, StoppedRun, scored
 from eigenscope.results.scoreboard import add_to_scoreboard, read_scoreboard, scoreboard_table
-from eigenscope.results.statistics import ArmSummary, Difference, Spread, compare_arms, comparison_table
+from eigenscope.results.statistics import ArmSummary, PairedDifference, Spread, compare_arms, comparison_table
 
 __all__ = [
     "ArmSummary",
-    "Difference",
     "EpochResult",
     "MonitoredMetric",
+    "PairedDifference",
     "RunMetadata",
     "RunResult",
     "Spread",

@@ -24,7 +24,7 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python, of :data:`PACKAGES`, of CUDA and cuDNN; None for what is not there."""
+    """Versions of Python, of :data:`PACKAGES`, of CUDA and cuDNN; None for what is not there."""
     cudnn: int | None = torch.backends.cudnn.version() if torch.cuda.is_available() else None  # type: ignore[no-untyped-call]
     return {
         "python": platform.python_version(),
@@ -69,7 +69,7 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     """The most bytes held at once since the process began: allocated by torch on a GPU, or resident on a CPU.
 
     Returns:
-        The figure under the device's name; nothing where the system does not say.
+        The metric under the device's name; nothing where the system does not say.
     """
     if device.type == "cuda":
         return {str(device): torch.cuda.max_memory_allocated(device)}
@@ -117,7 +117,7 @@ def _memory() -> int | None:
 
 
 def unlike_runs(cards: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A sentence for each of commit, torch, hardware and data that is not the same in all runs.
+    """Warnings for runs with different commit, torch, hardware or data: a sentence for each.
 
     Args:
         cards: of the runs, by their names, as :class:`eigenscope.callbacks.RunMetadataCallback` writes them; an empty

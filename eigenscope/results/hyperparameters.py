@@ -1,4 +1,4 @@
-"""Hyperparameters as a row of a table over runs."""
+"""Hyperparameters of a run as a flat row, for TensorBoard's HPARAMS."""
 
 from collections.abc import Mapping
 from typing import Any

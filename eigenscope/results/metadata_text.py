@@ -1,4 +1,4 @@
-"""A run's record as Markdown, for people who look at it in TensorBoard."""
+"""Run metadata as Markdown, for TensorBoard's TEXT page."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ DIFFERS = "⚠"
 
 
 def card_text(card: Mapping[str, Any]) -> str:
-    """The sections of a card but for the configuration and the routing, which are long; settings that differ first.
+    """Run metadata as Markdown, without configuration and routing, which are long; settings that differ first.
 
     Args:
         card: as :class:`eigenscope.callbacks.RunMetadataCallback` writes it.
@@ -28,6 +28,7 @@ def card_text(card: Mapping[str, Any]) -> str:
         "started": start["time"],
         "at step": start["step"],
         "command": start["command"],
+        **{f"changed {key}": f"{old} → {new}" for key, (old, new) in start.get("allowed", {}).items()},
         "commit": None if code["commit"] is None else f"{code['commit']}, {tree}",
         "repository": code["repository"],
         "CPU": f"{machine['cpu']}, {machine['cores']} cores",

@@ -1,4 +1,4 @@
-"""How many numbers a module holds, and where."""
+"""Parameter counts of a module and its parts."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers in parameters that are trained, in parameters that are not, and in buffers."""
+    """Counts of trainable parameters, frozen parameters, and buffer entries."""
 
     trainable: int
     frozen: int
@@ -16,12 +16,12 @@ class Counts:
 
 
 def count(module: nn.Module) -> Counts:
-    """Of a whole module; what it holds twice counts once."""
+    """Parameter count of a whole module; shared parameters count once."""
     return _counts(module.parameters(), module.buffers())
 
 
 def count_parts(module: nn.Module) -> dict[str, Counts]:
-    """Of each top-level part of a network, by its name; what the network itself holds is under its own parameter name.
+    """Parameter counts of a network's top-level parts by name; its own parameters are under their own names.
 
     The network is the module, or where all parameters are in one part of it, as in the ``net`` of a Lightning module,
     that part. Parts that hold nothing are left out.

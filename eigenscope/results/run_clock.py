@@ -1,4 +1,4 @@
-"""How long a run took, over all its resumes."""
+"""Run time of a run, summed over all its resumes."""
 
 import time
 from collections.abc import Callable
@@ -46,5 +46,5 @@ class RunClock:
         self._seconds, self._since = self.seconds, None
 
     def go_on_from(self, seconds: float, training_seconds: float) -> None:
-        """Adds what a run took before this one goes on with it."""
+        """Adds the time that a run took before it was resumed."""
         self._seconds, self._training_seconds = seconds, training_seconds

@@ -1,4 +1,4 @@
-"""The one record of a run, ``run.json`` in its log folder: what it was, how it ended and what came of it."""
+"""Run metadata file, ``run.json`` in the log folder: settings, status and results of a run."""
 
 import json
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -14,7 +14,7 @@ Outcome = Literal["running", "finished", "stopped", "interrupted", "failed"]
 
 @dataclass(frozen=True)
 class RunMetadata:
-    """One run, over all its resumes.
+    """Run metadata of one run, over all its resumes.
 
     Args:
         card: sections written when it was last started; empty if nobody wrote any.
@@ -22,7 +22,7 @@ class RunMetadata:
             error. A run that was killed still says ``running``.
         reason: one line, of what did not finish.
         resumed: for each resume, the start before it: its ``time``, the ``step`` at which it began, the ``commit`` of
-            its code and its ``command``.
+            its code, its ``command``, and what it was ``allowed`` to have otherwise than its checkpoint, if anything.
         seconds: of fitting, validation included.
         samples_per_second: that were trained on, over all ranks and the time of training alone; None if unknown.
         peak_memory: the most bytes held at once, by device.
@@ -72,7 +72,7 @@ class RunMetadata:
                 known["stopped"] = StoppedRun(**_known(StoppedRun, known["stopped"]))
             return cls(**known | {"resumed": tuple(known.get("resumed", ()))})
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path} is not the record of a run: {error}; move it away to begin a new one") from error
+            raise ValueError(f"{path} is not run metadata: {error}; move it away to begin a new one") from error
 
 
 def update_record(log_dir: Path, **changes: Any) -> RunMetadata:

@@ -1,4 +1,4 @@
-"""What a finished training run leaves behind."""
+"""Result of a finished training run: metrics of its best and last epoch, time, parameters."""
 
 import statistics
 from dataclasses import dataclass, field, fields
@@ -7,12 +7,12 @@ from typing import Any, Literal, Self
 
 @dataclass(frozen=True)
 class MonitoredMetric:
-    """The logged figure that a run is judged by.
+    """The logged metric that a run is judged by.
 
     Args:
         name: as logged, ``val/`` and a leaf; ``train/`` and the same leaf is its counterpart in training.
         mode: whether ``max`` or ``min`` is best.
-        percent: the figure is a fraction that people read as per cent.
+        percent: the metric is a fraction that people read as per cent.
 
     Raises:
         ValueError: the name does not begin with ``val/``, or the mode is unknown.
@@ -25,9 +25,9 @@ class MonitoredMetric:
     def __post_init__(self) -> None:
         """Checks the arguments."""
         if not self.name.startswith("val/"):
-            raise ValueError(f"score.name must begin with 'val/', got {self.name!r}")
+            raise ValueError(f"monitor.name must begin with 'val/', got {self.name!r}")
         if self.mode not in ("max", "min"):
-            raise ValueError(f"score.mode must be 'max' or 'min', got {self.mode!r}")
+            raise ValueError(f"monitor.mode must be 'max' or 'min', got {self.mode!r}")
 
     @property
     def train_name(self) -> str:
@@ -40,15 +40,15 @@ class MonitoredMetric:
         return " %" if self.percent else ""
 
     def shown(self, value: float) -> float:
-        """The figure as people read it."""
+        """The metric as people read it."""
         return 100 * value if self.percent else value
 
     def text(self, value: float, sign: str = "") -> str:
-        """The figure as people read it; ``sign="+"`` shows the sign of a difference."""
+        """The metric as people read it; ``sign="+"`` shows the sign of a difference."""
         return f"{self.shown(value):{sign}.2f}" if self.percent else f"{value:{sign}.4g}"
 
     def best(self, values: list[tuple[float, int]]) -> tuple[float, int]:
-        """The best (figure, epoch), the earliest on a tie."""
+        """The best (metric, epoch), the earliest on a tie."""
         return (max if self.mode == "max" else min)(values, key=lambda pair: pair[0])
 
 
@@ -68,7 +68,7 @@ class EpochResult:
 
 @dataclass(frozen=True)
 class RunResult:
-    """One run.
+    """Result of one run.
 
     Args:
         name: of the experiment.
@@ -81,7 +81,7 @@ class RunResult:
         precision: that the run computed in, as Lightning names it.
         optimizer: class names of those that took the steps, such as ``SOAP+AdamW``.
         protocol: what it was validated on, as the data module names it; empty if it does not say.
-        test: figures of the test set at the best epoch, read once after training; empty if it was not read.
+        test: metrics of the test set at the best epoch, read once after training; empty if it was not read.
 
     Raises:
         ValueError: no epoch has the score.
@@ -138,7 +138,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class StoppedRun:
-    """A run that was ended by a number that is not finite: after how many steps, and what was found."""
+    """A run that was stopped by a NaN or Inf: after how many steps, and what was found."""
 
     step: int
     reason: str

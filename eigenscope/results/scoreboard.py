@@ -1,4 +1,4 @@
-"""The scoreboard: one CSV row per finished run, over all experiments."""
+"""Scoreboard file: one CSV row per finished run, over all experiments."""
 
 import csv
 from pathlib import Path
@@ -90,7 +90,7 @@ def read_scoreboard(path: Path) -> list[dict[str, str]]:
 
 
 def scoreboard_table(rows: list[dict[str, str]]) -> str:
-    """The board as text, a part for each score, the best first."""
+    """The scoreboard as text, a part for each monitored metric, the best first."""
     parts = []
     for name, mode, percent in dict.fromkeys((row["score"], row["mode"], row["percent"]) for row in rows):
         score = MonitoredMetric(name, "min" if mode == "min" else "max", percent == "1")

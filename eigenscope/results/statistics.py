@@ -1,11 +1,11 @@
-"""The head-to-head of several arms that were trained with the same seeds."""
+"""Statistics of a comparison: means over seeds and paired confidence intervals between arms."""
 
-import math
 import statistics
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy.stats import t as student_t
+from scipy.stats import ttest_rel
 
 from eigenscope.results.run_result import MonitoredMetric, RunResult
 from eigenscope.text import text_table
@@ -14,21 +14,21 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Mean of paired differences with the half-width of its 95 % interval by Student's t; None with a single pair."""
+class PairedDifference:
+    """Mean paired difference and the half-width of its 95 % interval by Student's t; None with a single pair."""
 
     mean: float
     half_width: float | None
 
     @classmethod
-    def paired(cls, arm: Sequence[float], reference: Sequence[float]) -> "Difference":
+    def paired(cls, arm: Sequence[float], reference: Sequence[float]) -> "PairedDifference":
         """Of two equally long sequences, paired by position."""
-        differences = [a - b for a, b in zip(arm, reference, strict=True)]
-        mean = statistics.fmean(differences)
-        if len(differences) == 1:
+        mean = statistics.fmean(a - b for a, b in zip(arm, reference, strict=True))
+        if len(arm) == 1:
             return cls(mean, None)
-        quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1))
-        return cls(mean, quantile * statistics.stdev(differences) / math.sqrt(len(differences)))
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # of equal differences: no spread
+            interval = ttest_rel(arm, reference).confidence_interval(CONFIDENCE)
+        return cls(mean, float(interval.high - interval.low) / 2)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Spread:
 
     mean: float
     deviation: float | None
-    difference: Difference | None
+    difference: PairedDifference | None
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def compare_arms(arms: Mapping[str, Mapping[int, RunResult]]) -> list[ArmSummary
 
     def spread(values: Mapping[str, Sequence[float]], name: str) -> Spread:
         deviation = statistics.stdev(values[name]) if len(values[name]) > 1 else None
-        difference = Difference.paired(values[name], values[first]) if name != first else None
+        difference = PairedDifference.paired(values[name], values[first]) if name != first else None
         return Spread(statistics.fmean(values[name]), deviation, difference)
 
     return [
@@ -105,7 +105,7 @@ def compare_arms(arms: Mapping[str, Mapping[int, RunResult]]) -> list[ArmSummary
 
 
 def comparison_table(summaries: Sequence[ArmSummary]) -> str:
-    """The head-to-head as text: a row per arm, then a row per difference to the first arm."""
+    """The comparison as text: a row per arm, then a row per difference to the first arm."""
     first = summaries[0]
     leaf, unit = first.score.name.removeprefix("val/"), first.score.unit
     digits = ".2f" if first.score.percent else ".4g"

@@ -4,7 +4,7 @@ from compressed_recall import compressed_recall, stored_by
 
 from eigenscope.data import RecallTask, draw_recall
 from eigenscope.kv import Exact, KVCodec, LowRankInt8, ScoreAwareCodec, TransformCodec, UniformInt, nbytes
-from eigenscope.nn import CausalTransformer, watch
+from eigenscope.nn import CausalTransformer, attach_hooks
 
 TASK = RecallTask(context=80, pairs=10, queries=8, keys=16, values=16, fillers=4)
 BLOCKS, HEADS, WIDTH, COUNT = 2, 2, 8, 12
@@ -52,7 +52,7 @@ def test_questions_see_exact_ends_and_a_decoded_middle(key_heads):
         exact = getattr(held, kind)[:, block]  # the context's own computation stays exact
         return torch.cat([exact[..., :4, :], compressed[kind][:, block], exact[..., 48:, :], x[..., 80:, :]], -2)
 
-    with watch(net, "*.keys", "*.values", watcher=replace):
+    with attach_hooks(net, "*.keys", "*.values", hook=replace):
         logits = net(tokens)[:, 80:]
     assert torch.equal(result.answers, logits.argmax(-1))
     assert not torch.equal(result.answers, net(tokens)[:, 80:].argmax(-1))

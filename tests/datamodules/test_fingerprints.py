@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from eigenscope.data import RecallTask, ShorterContext
-from eigenscope.data.fingerprint import fingerprint
 from eigenscope.datamodules import (
     AssociativeRecallDataModule,
     CIFAR100DataModule,
@@ -14,6 +13,7 @@ from eigenscope.datamodules import (
     HeavyTailedNoiseDataModule,
     SyntheticImagesDataModule,
 )
+from eigenscope.datamodules.loaders import fingerprint
 from eigenscope.noise import Curriculum
 from eigenscope.protocols import Fingerprinted
 

@@ -24,9 +24,9 @@ if __name__ == "__main__":
 
 UNSENT = """
 import multiprocessing, os, time
-from eigenscope.datamodules import loader_process
+from eigenscope.datamodules import loaders
 
-loader_process.watch(0)
+loaders.worker_init(0)
 queue = multiprocessing.Queue()
 queue.put(lambda: None)  # which cannot be sent
 time.sleep(10)

@@ -47,7 +47,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_read(path, how, cap
     assert read_checkpoint(path)["step"] == 1
     printed = capsys.readouterr().out
     assert f"checkpoint {path} is damaged" in printed
-    assert f"going on from the one before it, {previous_checkpoint(path)}" in printed
+    assert f"resuming from the previous one, {previous_checkpoint(path)}" in printed
 
 
 def test_a_missing_newest_one_is_no_end_either(path, capsys):

@@ -10,7 +10,7 @@ from eigenscope.geometry import expected_cv
 from eigenscope.lightning_modules import SpectralAutoencoderModule
 from eigenscope.lightning_modules.metrics import GroupedMean
 from eigenscope.nn import PatchSVAE
-from eigenscope.nn.reconstruction_errors import reconstruction_errors
+from eigenscope.nn.autoencoders.reconstruction_errors import reconstruction_errors
 from eigenscope.protocols import Autoencoding, HasPointSets, Traced
 
 NAMES = ("gaussian", "uniform", "never seen")
@@ -68,7 +68,7 @@ def test_figures_are_means_over_samples(loss):
         "huber": torch.where(error.abs() < 1, error.square() / 2, error.abs() - 0.5).mean(1),
         "log_cosh": error.double().cosh().log().mean(1).float(),
     }[loss].mean()
-    shift = (code.coordinated - code.singular_values).abs().mean().float()
+    shift = (code.singular_values * (code.gains - 1)).abs().mean().float()
     for name, value in (
         ("train/loss", expected_loss),
         ("val/loss", expected_loss),

@@ -7,8 +7,8 @@ from eigenscope.datamodules import HeavyTailedNoiseDataModule
 from eigenscope.geometry import CVPolicy, Phase
 from eigenscope.lightning_modules import SpectralVAEModule
 from eigenscope.nn import SimplexVAE
-from eigenscope.nn.reconstruction_errors import reconstruction_errors
-from eigenscope.nn.variational import kl_divergence
+from eigenscope.nn.autoencoders.reconstruction_errors import reconstruction_errors
+from eigenscope.nn.autoencoders.variational import kl_divergence
 from eigenscope.protocols import Autoencoding, HasPointSets, Traced
 
 TYPES = ["gaussian", "cauchy", "pink"]

@@ -1,4 +1,4 @@
-"""The classes that a configuration may name, and the arguments that they take."""
+"""Class names that a configuration may use, and the arguments of these classes."""
 
 import inspect
 import pydoc
@@ -9,8 +9,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
-from jsonargparse._typehints import get_all_subclass_paths
-
+from eigenscope.adapters.jsonargparse_names import subclass_paths
 from eigenscope.cli.errors.suggestions import hint, listed, nearest
 from eigenscope.cli.errors.type_descriptions import classes
 
@@ -51,7 +50,7 @@ def known_classes(annotation: Any, packages: Sequence[str]) -> list[str]:
                 getattr(module, name)  # a package may import its parts when they are asked for
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of some subclass somewhere that cannot be imported
-        paths = [path for kind in classes(annotation) for path in get_all_subclass_paths(kind)]
+        paths = [path for kind in classes(annotation) for path in subclass_paths(kind)]
     return sorted(dict.fromkeys(paths), key=lambda path: not _is_own(path, packages))
 
 

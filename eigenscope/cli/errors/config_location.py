@@ -1,4 +1,4 @@
-"""Where a configuration value was written: an option of the command line, or a line of a file; misplaced arguments."""
+"""Location of a configuration value: a command line option, or a line of a file; misplaced arguments."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

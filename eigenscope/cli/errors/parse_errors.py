@@ -1,4 +1,4 @@
-"""What is wrong with a command line or a configuration file, in one sentence."""
+"""Parse errors of a command line or a configuration file, explained in one sentence."""
 
 import argparse
 import inspect
@@ -9,9 +9,18 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse._actions import _ActionConfigLoad
-from jsonargparse._util import NestedArg
 
+from eigenscope.adapters.jsonargparse_names import (
+    lacks_subcommand,
+    missing_keys,
+    nested_key,
+    option_annotation,
+    option_strings,
+    refused_group,
+    subcommand_names,
+    subcommand_parser,
+    unknown_key,
+)
 from eigenscope.cli.errors.class_names import class_fault, own_classes
 from eigenscope.cli.errors.config_location import Misplaced, config_values, misplaced, origin
 from eigenscope.cli.errors.parse_failure import Refusal, refusal
@@ -29,28 +38,29 @@ def explain_parse_error(error: Exception, parser: ExplainingParser) -> str:
     Args:
         error: what jsonargparse raised, with its traceback and its causes.
         parser: the parser that was asked, of the subcommand if it was known by then.
+
+    Raises:
+        MissingNameError: the installed jsonargparse is another one inside.
     """
     found = refusal(error)
-    local = found.frame.f_locals if found.frame else {}
-    where = found.frame.f_code.co_name if found.frame else ""
     args = list(getattr(parser, "args", ()))
     if isinstance(error, NoOptionsError):
         return _not_options(error.group, error.value, args)
     if isinstance(error, NullError):
-        return f"{origin([error.path], None, args)} takes {in_words(error.annotation)}, not null"
+        return f"{origin([error.path], None, args)}: expected {in_words(error.annotation)}, got null"
     if isinstance(error, argparse.ArgumentError) and not found.path:
         return _argument_fault(error, parser, args)
     if not found.path and (fault := _file_fault(args)):
         return fault
-    if where == "get_subcommands":
+    if lacks_subcommand(found.frame):
         return f"a subcommand is missing: {listed(_subcommands(parser), 'or')}"
-    if where == "check_required":
-        return _missing(found, local["missing"], parser)
+    if (missing := missing_keys(found.frame)) is not None:
+        return _missing(found, missing, parser)
     if (beside := misplaced(found.arguments)) is not None:
         path = found.path[:-1] if found.path[-1] == "init_args" else found.path
         return _beside_class(beside, path, found.kind, parser, args)
-    if where == "check_values":
-        return _unknown_key(found, local["key"], parser, args)
+    if (key := unknown_key(found.frame)) is not None:
+        return _unknown_key(found, key, parser, args)
     if isinstance(found.reason, argparse.ArgumentError) and found.reason.message.startswith(_UNRECOGNIZED):
         return _unknown_key(found, _first_unrecognized(found.reason).removeprefix("--"), parser, args)
     if not isinstance(found.arguments, (NoneType, dict, Namespace, tuple)):  # a tuple is jsonargparse's nested option
@@ -80,12 +90,12 @@ def _argument_fault(error: argparse.ArgumentError, parser: ExplainingParser, arg
 
 
 def _subcommands(parser: ExplainingParser) -> list[str]:
-    action = parser._subcommands_action
-    return [*action.choices, *parser.more_subcommands] if action and action.choices else []
+    names = subcommand_names(parser)
+    return [*names, *parser.more_subcommands] if names else []
 
 
 def _options(parser: ArgumentParser) -> list[str]:
-    names = [name[2:] for name in parser._option_string_actions if name.startswith("--")]
+    names = [name[2:] for name in option_strings(parser) if name.startswith("--")]
     return [name for name in names if name.rpartition(".")[2] not in ("help", "print_shtab") and name[-1] != "+"]
 
 
@@ -151,17 +161,14 @@ def _it_or_them(names: Sequence[str]) -> str:
 
 
 def _offered(parser: ExplainingParser, subcommand: str, name: str) -> list[str]:
-    subcommands = parser._subcommands_action
-    below = subcommands._name_parser_map.get(subcommand, parser) if subcommands else parser
-    action = next((action for action in below._actions if action.dest == name), None)
-    return own_classes(getattr(action, "_typehint", None), parser.packages)
+    below = subcommand_parser(parser, subcommand) or parser
+    return own_classes(option_annotation(below, name), parser.packages)
 
 
 def _unknown_key(found: Refusal, key: str, parser: ExplainingParser, args: list[str]) -> str:
     if found.parser is None:
         subcommand, _, rest = key.partition(".")
-        subcommands = parser._subcommands_action
-        below = subcommands._name_parser_map.get(subcommand) if subcommands else None
+        below = subcommand_parser(parser, subcommand)
         unknown, meant, here = nearest_key(rest if below else key, _options(below or parser))
         return f"{origin([unknown.split('.')], None, args)} is unknown{hint(meant, here, 'known are')}"
     unknown, meant, here = nearest_key(key, [*_options(found.parser), *_CLASS_KEYS])
@@ -188,18 +195,17 @@ def _beside_class(beside: Misplaced, path: list[str], kind: Any, parser: Explain
 
 def _value_fault(found: Refusal, parser: ExplainingParser, args: list[str]) -> str:
     value, annotation, path = found.value, found.annotation, found.path
-    action = found.frame and found.frame.f_locals.get("self")
-    if isinstance(action, _ActionConfigLoad):
-        return _not_options(action.dest, found.frame and found.frame.f_locals.get("value"), args)
+    if (group := refused_group(found.frame)) is not None:
+        return _not_options(*group, args)
     if annotation is None:
         return _one_line(f"{origin([path], value, args)}: {found.reason}" if path else str(found.reason))
-    if isinstance(value, NestedArg):  # a key below an option whose class is wrong, or not known yet
-        if value.key != "class_path":
+    if (nested := nested_key(value)) is not None:  # a key below an option whose class is wrong, or not known yet
+        key, value = nested
+        if key != "class_path":
             option = ".".join(path)
-            at = origin([[*path, *value.key.split(".")]], value.val, args)
+            at = origin([[*path, *key.split(".")]], value, args)
             known = hint(None, own_classes(annotation, parser.packages), "known are")
             return f"{at} comes before its class: name that with --{option}{known}"
-        value = value.val
     if (beside := misplaced(value)) is not None and classes(annotation):
         return _beside_class(beside, path, annotation, parser, args)
     is_spec = isinstance(value, (dict, Namespace))
@@ -213,18 +219,20 @@ def _value_fault(found: Refusal, parser: ExplainingParser, args: list[str]) -> s
             return f"{at}: {fault}"
     elif not is_spec:
         meant = nearest(str(value), choices(annotation))
-        allowed = f"takes {in_words(annotation)}, not {_written(value)}"
-        return f"{origin([path], value, args)} {allowed}{hint(meant, [], '')}"
+        expected = f"expected {in_words(annotation)}, got {_written(value)}"
+        return f"{origin([path], value, args)}: {expected}{hint(meant, [], '')}"
     return _one_line(f"{origin([path], name, args)}: {found.reason}")
 
 
 def _not_options(group: str, value: object, args: list[str]) -> str:
     at = origin([group.split(".")], value, args)
-    return f"{at} takes options (a mapping, or a file with one), not {_written(value)}"
+    return f"{at}: expected a mapping of options, or a file with one, got {_written(value)}"
 
 
 def _written(value: object) -> str:
-    return "null" if value in (None, "None") else str(value)  # jsonargparse makes a text of a null that it refused
+    if value in (None, "None"):  # jsonargparse makes a str of a null that it refused
+        return "null"
+    return repr(value) if isinstance(value, str) and isinstance(_loaded(value), str) else str(value)
 
 
 def _one_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What a parser refused, read from the error that it raised."""
+"""Parse failure: option, value and annotation, read from the frames of a jsonargparse error."""
 
 import traceback
 from collections.abc import Iterator
@@ -7,11 +7,14 @@ from types import FrameType
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse._typehints import (
-    ActionTypeHint,
-    adapt_class_type,
-    adapt_typehints,
-    raise_union_unexpected_value,
+
+from eigenscope.adapters.jsonargparse_names import (
+    ClassStep,
+    OptionStep,
+    ValueStep,
+    is_of_class,
+    step_of,
+    union_errors,
 )
 
 
@@ -50,25 +53,25 @@ def refusal(error: BaseException) -> Refusal:
 
     Args:
         error: what jsonargparse raised, traceback and causes attached.
+
+    Raises:
+        MissingNameError: the installed jsonargparse is another one inside.
     """
     chain = list(_causes(error))
     found = Refusal(chain[-1])
     refused: list[tuple[Any, Any]] = []
     for frame in dict.fromkeys(frame for link in chain for frame, _ in traceback.walk_tb(link.__traceback__)):
-        local = frame.f_locals
-        if frame.f_code is ActionTypeHint._check_type.__code__:
-            found.path += local["self"].dest.split(".")
-            refused = []
-        elif frame.f_code is adapt_class_type.__code__ and "parser" in local:
-            found.owner, found.parser = local["val_class"], local["parser"]
-            found.kind = (_simple(refused) or refused[-1:])[0][1]  # all branches of a union, not the one that was tried
-            found.arguments = local["value"].get("init_args")
-            found.path += [] if hasattr(found.owner, "__dataclass_fields__") else ["init_args"]
-            refused = []
-        elif frame.f_code is adapt_typehints.__code__:
-            value = local.get("val_input")  # which is left as it was written, if it was a mapping
-            value = value if local["val"] is None or isinstance(value, dict) else local["val"]
-            refused.append((value, local["typehint"]))
+        match step_of(frame):
+            case OptionStep(key):
+                found.path += key.split(".")
+                refused = []
+            case ClassStep(owner, arguments, parser):
+                found.owner, found.arguments, found.parser = owner, arguments, parser
+                found.kind = (_simple(refused) or refused[-1:])[0][1]  # all branches of a union, not the one tried
+                found.path += [] if hasattr(owner, "__dataclass_fields__") else ["init_args"]
+                refused = []
+            case ValueStep(value, annotation):
+                refused.append((value, annotation))
         found.frame = frame
     # the outermost is the option's own; but if that is a list, or keys below it, the culprit is inside
     found.value, found.annotation = next(iter(_simple(refused) + refused), (None, None))
@@ -92,15 +95,13 @@ def _telling_branch(error: BaseException) -> BaseException | None:
     A value for ``str | Shape`` that holds the class and its arguments was not meant to be a text.
     """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if not frames or frames[-1].f_code is not raise_union_unexpected_value.__code__:
-        return None
-    branches: list[BaseException] = frames[-1].f_locals["exceptions"]
+    branches = union_errors(frames[-1]) if frames else []
     return next(filter(_is_of_arguments, branches), None)
 
 
 def _is_of_arguments(error: BaseException) -> bool:
     frames = (frame for link in _causes(error) for frame, _ in traceback.walk_tb(link.__traceback__))
-    return any(frame.f_code is adapt_class_type.__code__ for frame in frames)
+    return any(map(is_of_class, frames))
 
 
 def _is_collection(value: Any) -> bool:

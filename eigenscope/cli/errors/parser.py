@@ -1,12 +1,13 @@
-"""A parser whose errors are one sentence."""
+"""Argument parser whose errors are one sentence."""
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NoReturn, get_origin
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse._actions import _ActionConfigLoad
 
+from eigenscope.adapters import MissingNameError, report_fallback
+from eigenscope.adapters.jsonargparse_names import option_groups
 from eigenscope.cli.errors.class_names import argument_annotation, argument_default, class_at
 from eigenscope.cli.errors.type_descriptions import branches
 
@@ -16,7 +17,7 @@ class UsageError(Exception):
 
 
 class ExplainingParser(ArgumentParser):
-    """A parser whose refusals are :class:`UsageError` instead of a usage and an exit.
+    """Argument parser that raises :class:`UsageError` with one sentence instead of printing a usage and exiting.
 
     Attributes:
         packages: names of packages whose re-exports are the classes that a configuration names.
@@ -25,6 +26,11 @@ class ExplainingParser(ArgumentParser):
 
     packages: ClassVar[Sequence[str]] = ()
     more_subcommands: ClassVar[Sequence[str]] = ()
+
+    @staticmethod
+    def explain(error: Exception, parser: Any) -> str | None:
+        """One sentence for an error of a parser, in a subclass; None leaves jsonargparse's own words."""
+        return None
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
         """Parses.
@@ -36,12 +42,14 @@ class ExplainingParser(ArgumentParser):
             config: Namespace = super().parse_args(*args, **kwargs)
         except UnicodeDecodeError as error:  # of a file that is no text, which jsonargparse lets through
             self.error(str(error), error)
-        for action in self._actions:  # jsonargparse takes `trainer: 5` of a file, and fails when it builds one
-            if isinstance(action, _ActionConfigLoad) and not isinstance(config.get(action.dest), Namespace):
-                self.error("", NoOptionsError(action.dest, config.get(action.dest)))
+        for group in option_groups(self):  # jsonargparse takes `trainer: 5` of a file, and fails when it builds one
+            if not isinstance(config.get(group), Namespace):
+                refused = NoOptionsError(group, config.get(group))
+                self.error(str(refused), refused)
         found = unfit_null(config.as_dict()[config.subcommand] if "subcommand" in config else config.as_dict())
         if found is not None:
-            self.error("", NullError(*found))
+            null = NullError(*found)
+            self.error(str(null), null)
         return config
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -52,13 +60,14 @@ class ExplainingParser(ArgumentParser):
         """
         if not self.exit_on_error:
             super().error(message, ex)
+        sentence = None
         try:
-            from eigenscope.cli.errors.parse_errors import explain_parse_error  # most command lines need no explanation
-
-            sentence = explain_parse_error(ex or argparse.ArgumentError(None, message), self)
-        except (ImportError, LookupError, AttributeError):  # another jsonargparse inside: its own words, then
-            sentence = " ".join(message.split())
-        raise UsageError(sentence) from ex
+            sentence = self.explain(ex or argparse.ArgumentError(None, message), self)
+        except MissingNameError as missing:
+            report_fallback("errors of the command line are told in jsonargparse's own words", missing)
+        except (ImportError, LookupError, AttributeError):  # another jsonargparse inside, in a way that has no name
+            pass
+        raise UsageError(sentence or " ".join(message.split())) from ex
 
 
 class NoOptionsError(TypeError):

@@ -1,4 +1,4 @@
-"""Errors at run time that the user can fix, as one sentence each: what happened, to what, and what is left."""
+"""Runtime errors that the user can fix, one sentence each: what happened, to what, and what is left."""
 
 import errno
 import os
@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from eigenscope.adapters.lightning_names import BEFORE_TRAINING
 from eigenscope.cli.resume.compatibility import find_checkpoint
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -30,7 +31,7 @@ def explain(error: BaseException) -> str | None:
         error: as it left the training, with its traceback, from which paths are read that the error does not name.
 
     Returns:
-        The sentence, with the checkpoint that a training can go on from; None for any other error.
+        The sentence, with the checkpoint that a training can resume from; None for any other error.
     """
     chain = list(_chain(error))
     for known in (_worker_error, _dead_worker, _unwritable, _full):
@@ -144,11 +145,11 @@ def _path(error: BaseException) -> Path | None:
 
 
 def _what_is_left(chain: list[BaseException]) -> list[str]:
-    """Which checkpoint a training can go on from; nothing of a run that trained nothing."""
+    """Which checkpoint a training can resume from; nothing of a run that trained nothing."""
     trainers = _fitting(chain)
     for folder in filter(Path.is_dir, _checkpoint_folders(trainers)):
         with suppress(ValueError):  # there is none
-            return [f"what was saved before is whole, go on with --ckpt_path {find_checkpoint(str(folder))}"]
+            return [f"earlier checkpoints are intact, resume with --ckpt_path {find_checkpoint(str(folder))}"]
     return ["no checkpoint had been saved before"] if trainers else []
 
 
@@ -163,19 +164,6 @@ def _checkpoint_folders(trainers: list[Any]) -> list[Path]:
     """Where a run keeps its checkpoints."""
     callbacks = [callback for trainer in trainers for callback in getattr(trainer, "checkpoint_callbacks", [])]
     return list(dict.fromkeys(Path(c.dirpath) for c in callbacks if getattr(c, "dirpath", None)))
-
-
-_BEFORE_TRAINING = {
-    "before_fit",
-    "prepare_data",
-    "restore_datamodule",
-    "setup_data",
-    "setup_optimizers",
-    "on_fit_start",
-    "on_train_start",
-    "_call_setup_hook",
-    "_run_sanity_check",
-}
 
 
 def own_error(error: BaseException) -> BaseException:
@@ -195,7 +183,7 @@ def is_from_setup(error: BaseException) -> bool:
     Args:
         error: with its traceback.
     """
-    return not _BEFORE_TRAINING.isdisjoint(frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__))
+    return not BEFORE_TRAINING.isdisjoint(frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _is_from_jsonargparse(error: BaseException) -> bool:

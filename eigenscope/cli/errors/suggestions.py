@@ -1,4 +1,4 @@
-"""The name that was probably meant."""
+"""Suggestions for misspelt names ("did you mean …?")."""
 
 from collections.abc import Iterable
 from difflib import SequenceMatcher

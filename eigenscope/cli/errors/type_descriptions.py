@@ -1,4 +1,4 @@
-"""Annotations in plain words: what an option takes."""
+"""Descriptions of type annotations for error messages, in the words of Python and YAML."""
 
 import collections.abc
 import inspect
@@ -10,9 +10,7 @@ from torch import Tensor
 
 from eigenscope.cli.errors.suggestions import listed
 
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", NoneType: "null"}
-_MANY = {bool: "true or false", int: "whole numbers", float: "numbers", str: "texts"}
-_COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_WORDS = {bool: "bool", int: "int", float: "float", str: "str", NoneType: "null"}
 
 
 def branches(annotation: Any) -> list[Any]:
@@ -46,7 +44,7 @@ def classes(annotation: Any) -> list[type]:
 
 
 def in_words(annotation: Any) -> str:
-    """What an annotation allows, as the object of a sentence: ``a whole number or null``."""
+    """What an annotation allows, as the object of "expected": ``int or null``."""
     parts = _writable(annotation)
     words = [*choices(annotation), *(_word(part) for part in parts if typing.get_origin(part) is not Literal)]
     return listed(dict.fromkeys(words), "or")
@@ -63,27 +61,27 @@ def _word(annotation: Any) -> str:
     if annotation in _WORDS:
         return _WORDS[annotation]
     if origin is collections.abc.Callable or annotation is collections.abc.Callable:
-        return f"a class derived from {_names(classes(annotation))}" if classes(annotation) else "a function or a class"
+        return f"a subclass of {_names(classes(annotation))}" if classes(annotation) else "a function or a class"
     if inspect.isclass(origin) and issubclass(origin, collections.abc.Mapping):
         return "a mapping"
     if inspect.isclass(origin) and issubclass(origin, collections.abc.Iterable):
         if origin is tuple and Ellipsis not in arguments:
             return _tuple(arguments)
-        many = [_MANY[part] for argument in arguments for part in _writable(argument) if part in _MANY]
-        return f"a list of {listed(dict.fromkeys(many), 'or')}" if many else "a list"
+        items = [_word(part) for argument in arguments for part in _writable(argument) if part is not Ellipsis]
+        return f"list[{' | '.join(dict.fromkeys(items))}]" if items else "list"
     if inspect.isclass(annotation):
-        return f"a {annotation.__name__}"
+        return annotation.__name__
     return str(annotation).replace("typing.", "")
 
 
 def _tuple(arguments: tuple[Any, ...]) -> str:
-    """A list of a certain length."""
-    same = len(arguments) > 1 and len(set(arguments)) == 1
-    many = [_MANY[part] for part in _writable(arguments[0]) if part in _MANY] if same else []
-    if many:
-        count = _COUNTS[len(arguments)] if len(arguments) < len(_COUNTS) else len(arguments)
-        return f"a list of {count} {listed(many, 'or')}"
-    return f"a list of {listed([in_words(argument) for argument in arguments])}" if arguments else "an empty list"
+    """A list of a certain length: ``list[float] of length 2``, or ``[str, int]``."""
+    if not arguments:
+        return "an empty list"
+    items = [" | ".join(_word(part) for part in _writable(argument)) for argument in arguments]
+    if len(set(items)) == 1:
+        return f"list[{items[0]}] of length {len(items)}"
+    return f"[{', '.join(items)}]"
 
 
 def _names(kinds: list[type]) -> str:

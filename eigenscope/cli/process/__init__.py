@@ -1,1 +1,1 @@
-"""Processes: children that are sent this one's signals, ranks that are lost."""
+"""Child processes that receive forwarded signals, and ranks that are lost."""

@@ -1,4 +1,4 @@
-"""A process that ends when this one is told to."""
+"""Child process that ends with its parent and receives the parent's signals."""
 
 import os
 import signal

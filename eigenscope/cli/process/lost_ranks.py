@@ -1,4 +1,4 @@
-"""What a rank does when another is gone, and a run when the process is that started it."""
+"""Lost ranks: how a rank ends when another rank, or the process that launched it, is gone."""
 
 import os
 import signal

@@ -1,1 +1,1 @@
-"""Resuming and warm starts: which configurations go with a checkpoint."""
+"""Resume and warm start: checkpoints, and the configurations compatible with them."""

@@ -1,15 +1,49 @@
-"""Going on with a run: which checkpoint, whether the configuration is still its own, and in which folder."""
+"""Resume compatibility: the checkpoint to resume from, its configuration, and the run folder."""
 
 import os
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eigenscope.checkpoints import CONFIGURATION, previous_checkpoint
-from eigenscope.cli.resume.config_differences import Config, Difference, contradictions, differences
+from eigenscope.checkpoints import AFFECTING, CONFIGURATION, previous_checkpoint
+from eigenscope.cli.resume.allowed_differences import allow
+from eigenscope.cli.resume.config_differences import Config, Difference, callback_changes, contradictions, differences
 from eigenscope.cli.resume.schedule_length import without_stated_length
 
 _FOLDER = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """How a configuration resumes the run of a checkpoint.
+
+    Attributes:
+        lines: what to say about it, for people.
+        allowed: differences that ``--resume_allow`` permits.
+        saved: the resolved configuration in the checkpoint, or what is known of it.
+    """
+
+    lines: tuple[str, ...]
+    allowed: tuple[Difference, ...]
+    saved: Config
+
+
+def check_options(subcommand: str, config: Config) -> None:
+    """Refuses options of resuming and of warm starts where they would do nothing.
+
+    Raises:
+        ValueError: one needs another that is not there, or another subcommand.
+    """
+    if config["warm_start"] is not None and subcommand != "fit" and config["ckpt_path"] is None:
+        raise ValueError(f"warm_start is for fit; to {subcommand} trained weights give --ckpt_path")
+    if config["warm_start_map"] is not None and config["warm_start"] is None:
+        raise ValueError("warm_start_map says where the parts of warm_start belong, of which there is none")
+    if config["resume_allow"] is not None:
+        if subcommand != "fit":
+            raise ValueError(f"resume_allow is for fit, which may resume a run; {subcommand} trains nothing")
+        if config["ckpt_path"] is None:
+            raise ValueError("resume_allow names what may differ from the checkpoint of ckpt_path, which is not given")
 
 
 def find_checkpoint(asked: str) -> Path:
@@ -38,50 +72,52 @@ def find_checkpoint(asked: str) -> Path:
 
 def check_resume(
     checkpoint: Config, path: Path, now: Config, sections: Mapping[str, type], linked: Collection[str]
-) -> str | None:
-    """Refuses a configuration with which the run of a checkpoint would not go on as it began.
+) -> Resumption:
+    """Refuses to resume a checkpoint with a configuration that contradicts its own.
 
     Args:
         checkpoint: what the file holds.
         path: of the file.
-        now: the resolved configuration.
+        now: the resolved configuration; the keys in its ``resume_allow`` may differ.
         sections: the classes of parts of the configuration that name none.
         linked: arguments of the network that the data fills in, which no configuration states.
 
-    Returns:
-        What could not be compared, as a sentence.
-
     Raises:
         ValueError: the configuration contradicts the checkpoint's, each difference in a line; it asks for a warm start
-            besides; or the checkpoint holds weights alone.
+            besides; the checkpoint holds weights alone; or a key of ``resume_allow`` is unknown or permits nothing
+            that could take effect.
     """
     saved = without_stated_length(_configuration(checkpoint, path), now)
     warm = now.get("warm_start")
     began = all(now.get(key) == saved.get(key) for key in ("warm_start", "warm_start_map"))
     if warm is not None and (CONFIGURATION not in checkpoint or not began):
         raise ValueError(
-            "ckpt_path and warm_start exclude each other: ckpt_path goes on with a run, warm_start begins one with the "
-            f"weights of another; got {path} and {warm}"
+            "ckpt_path and warm_start exclude each other: ckpt_path resumes a run, warm_start starts a new one with "
+            f"the weights of another; got {path} and {warm}"
         )
     if "optimizer_states" not in checkpoint:
         raise ValueError(
-            f"checkpoint {path} holds weights alone: no run goes on from it; begin one with --warm_start {path}"
+            f"checkpoint {path} holds weights alone: it cannot be resumed; start a new run with --warm_start {path}"
         )
     if CONFIGURATION in checkpoint:
-        found = contradictions(saved, now, sections)
-        note = None
+        affecting = checkpoint.get(AFFECTING)
+        found = contradictions(saved, now, sections, affecting)
+        note = callback_changes(saved, now, affecting)
     else:
         saved_model, model = _models(saved, now, linked)
         found = differences(saved_model, model, "model") if saved else []
         note = f"checkpoint {path} holds no configuration: " + (
             "its model alone was compared" if saved else "nothing of it could be compared"
         )
-    if found:
+    given = now.get("resume_allow") or []
+    allowed, refused, said = allow(found, [given] if isinstance(given, str) else given, saved, now)
+    if refused:
         raise ValueError(
-            f"the configuration contradicts that of the checkpoint {path}:{_listed(found)}\n"
-            f"A run goes on as it began. With another configuration begin a new one: --warm_start {path}"
+            f"the configuration contradicts that of the checkpoint {path}:{_listed(refused)}\n"
+            f"Resuming requires the original configuration. With another one start a new run, --warm_start {path}, or "
+            "permit a difference on purpose with --resume_allow KEY"
         )
-    return note
+    return Resumption(tuple(line for line in (note, said) if line), tuple(allowed), saved)
 
 
 def check_network(checkpoint: Config, path: Path, now: Config, linked: Collection[str]) -> str | None:

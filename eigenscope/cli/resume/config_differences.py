@@ -1,20 +1,28 @@
-"""A configuration against that of a checkpoint: what a resumed run may not change."""
+"""Differences between a configuration and that of a checkpoint: what a resumed run may not change."""
 
 import dataclasses
 import enum
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from eigenscope.cli.errors.class_names import ABSENT, argument_annotation, argument_default, class_at
+from eigenscope.cli.resume.affecting_callbacks import affecting_class_paths, affects_training, named_callbacks
 from eigenscope.precision import precision_name
 
 Config = Mapping[str, Any]
 
 #: What a resumed run may have otherwise than its checkpoint, by reason. Everything else is a contradiction.
 FREE: Mapping[str, tuple[str, ...]] = {
-    "how this start was asked for": ("config", "ckpt_path", "weights_only", "warm_start", "warm_start_map"),
+    "how this start was asked for": (
+        "config",
+        "ckpt_path",
+        "weights_only",
+        "warm_start",
+        "warm_start_map",
+        "resume_allow",
+    ),
     "how long the run is": (
         "trainer.max_epochs",
         "trainer.min_epochs",
@@ -52,35 +60,6 @@ FREE: Mapping[str, tuple[str, ...]] = {
     ),
 }
 
-#: Callbacks that watch a run and take no part in its training: they may come, go and change.
-WATCHERS = frozenset(
-    {
-        "eigenscope.callbacks.BatteryContainer",
-        "eigenscope.callbacks.EigenbasisRotation",
-        "eigenscope.callbacks.EpochTable",
-        "eigenscope.callbacks.FiniteGuard",
-        "eigenscope.callbacks.KVCacheCompression",
-        "eigenscope.callbacks.ResumeCheckpoint",
-        "eigenscope.callbacks.ParameterRouting",
-        "eigenscope.callbacks.ExactResume",
-        "eigenscope.callbacks.ReconstructionGrid",
-        "eigenscope.callbacks.RunMetadataCallback",
-        "eigenscope.callbacks.Scoreboard",
-        "eigenscope.callbacks.TensorBoardLayout",
-        "lightning.pytorch.callbacks.DeviceStatsMonitor",
-        "lightning.pytorch.callbacks.LearningRateMonitor",
-        "lightning.pytorch.callbacks.ModelCheckpoint",
-        "lightning.pytorch.callbacks.ModelSummary",
-        "lightning.pytorch.callbacks.OnExceptionCheckpoint",
-        "lightning.pytorch.callbacks.RichModelSummary",
-        "lightning.pytorch.callbacks.RichProgressBar",
-        "lightning.pytorch.callbacks.ThroughputMonitor",
-        "lightning.pytorch.callbacks.Timer",
-        "lightning.pytorch.callbacks.TQDMProgressBar",
-    }
-)
-
-
 #: Options of which 1 means one batch and 1.0 all of them.
 _COUNTS_OR_SHARES = (
     "trainer.limit_train_batches",
@@ -94,7 +73,7 @@ _COUNTS_OR_SHARES = (
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """One value that two configurations have otherwise.
+    """One value that differs between two configurations.
 
     Attributes:
         path: dotted, such as ``model.init_args.net.init_args.width``; a callback goes by the name of its class.
@@ -110,21 +89,52 @@ class Difference:
         return f"{self.path}: checkpoint {_shown(self.saved)}, now {_shown(self.now)}"
 
 
-def contradictions(saved: Config, now: Config, sections: Mapping[str, type] | None = None) -> list[Difference]:
-    """Everything by which ``now`` would not go on with the run that ``saved`` began.
+def contradictions(
+    saved: Config, now: Config, sections: Mapping[str, type] | None = None, affecting: Collection[str] | None = None
+) -> list[Difference]:
+    """Everything by which ``now`` contradicts ``saved``, the configuration of the run to be resumed.
 
-    Left out are :data:`FREE` and the callbacks in :data:`WATCHERS`.
+    Left out are :data:`FREE` and the callbacks that do not affect training.
 
     Args:
         saved: the resolved configuration in a checkpoint, plain values.
         now: the resolved configuration.
         sections: the classes of parts that name none, such as ``trainer``.
+        affecting: the names of the classes that affected the checkpoint's training; None asks the classes.
     """
-    return differences(_binding(saved), _binding(now), sections=sections)
+    callbacks = named_callbacks(saved), named_callbacks(now)
+    binding = affecting_class_paths(*callbacks, affecting)
+    kept = [{name: each for name, each in side.items() if each["class_path"] in binding} for side in callbacks]
+    return differences(_binding(saved, kept[0]), _binding(now, kept[1]), sections=sections)
+
+
+def callback_changes(saved: Config, now: Config, affecting: Collection[str] | None = None) -> str | None:
+    """The callbacks that a resumed run has otherwise and may, as one line for people; None if there are none.
+
+    Args:
+        saved: the resolved configuration in a checkpoint, plain values.
+        now: the resolved configuration.
+        affecting: the names of the classes that affected the checkpoint's training; None asks the classes.
+    """
+    callbacks = named_callbacks(saved), named_callbacks(now)
+    binding = affecting_class_paths(*callbacks, affecting)
+    before, after = (
+        {name: each for name, each in side.items() if each["class_path"] not in binding} for side in callbacks
+    )
+    changes = []
+    for name in dict.fromkeys([*before, *after]):
+        if name not in before or name not in after:
+            silent = name in after and affects_training(after[name]["class_path"]) is None
+            note = " (its class does not state affects_training)" if silent else ""
+            changes.append(f"{name} {'added' if name in after else 'removed'}{note}")
+        elif found := differences(before[name], after[name]):
+            arguments = ", ".join(difference.path.removeprefix("init_args.") for difference in found)
+            changes.append(f"{name} changed ({arguments})")
+    return f"Callbacks differ from the checkpoint's: {', '.join(changes)}." if changes else None
 
 
 def differences(saved: Any, now: Any, path: str = "", sections: Mapping[str, type] | None = None) -> list[Difference]:
-    """Every value that two resolved configurations have otherwise.
+    """Every value that differs between two resolved configurations.
 
     A value that one of them lacks counts as what it would be by default: None, or the default of the argument of the
     class that both name. Where they name different classes, of the arguments only those are compared that both state.
@@ -165,21 +175,14 @@ def _walk(saved: Any, now: Any, path: str, owner: Any, sections: Mapping[str, ty
         yield Difference(path, saved, now)
 
 
-def _binding(config: Config) -> dict[str, Any]:
-    """What of a configuration a run may not change, its callbacks by name."""
+def _binding(config: Config, callbacks: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration a run may not change, with those of its callbacks that it may not."""
     free = {path for paths in FREE.values() for path in paths}
     kept: dict[str, Any] = _without(_plain(config), free, "")
     trainer = kept.get("trainer")
     if isinstance(trainer, dict):
         trainer["precision"] = precision_name(trainer.get("precision"))
-        named: dict[str, Any] = {}
-        callbacks = trainer.get("callbacks") or []
-        for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
-            class_path = callback["class_path"]
-            if class_path not in WATCHERS:
-                same = sum(other["class_path"] == class_path for other in named.values())
-                named[class_path.rpartition(".")[2] + (f"#{same + 1}" if same else "")] = callback
-        trainer["callbacks"] = named
+        trainer["callbacks"] = _plain(callbacks)
     return kept
 
 

@@ -12,12 +12,12 @@ def without_stated_length(saved: Mapping[str, Any], now: Mapping[str, Any]) -> M
 
     The schedules of runs of 0.4 are torch's own, with lengths that had to be stated; the configurations that they were
     started with now leave these to :mod:`eigenscope.optim.schedules`. It is the same schedule: that of the checkpoint
-    goes on if the run is as long as stated, and follows the new length otherwise. A length that ``now`` states must be
+    continues if the run is as long as stated, and follows the new length otherwise. A length that ``now`` states must be
     the checkpoint's.
 
     Args:
         saved: the resolved configuration in a checkpoint.
-        now: the resolved configuration of the run that goes on.
+        now: the resolved configuration of the resumed run.
     """
     before, after = _schedule(saved), _schedule(now)
     own = class_at(after.get("class_path", ""))

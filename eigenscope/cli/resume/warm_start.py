@@ -1,6 +1,6 @@
-"""Weights of a checkpoint in a module that need not be the one it was made from."""
+"""Warm start: weights of a checkpoint loaded into a module that may differ from the checkpoint's."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,6 +109,18 @@ def misshaped(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[
     """
     own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items() if isinstance(tensor, Tensor)}
     return [_shapes(name, shapes[name], own[name]) for name in own if name in shapes and shapes[name] != own[name]]
+
+
+def unmatched(module: nn.Module, names: Collection[str]) -> list[str]:
+    """The tensors that a module or a checkpoint has alone, as text for people.
+
+    Args:
+        module: in question.
+        names: of the tensors in the checkpoint.
+    """
+    own = [name for name, tensor in module.state_dict().items() if isinstance(tensor, Tensor)]
+    missing = [f"missing from the checkpoint: {name}" for name in own if name not in names]
+    return missing + [f"not in the module: {name}" for name in names if name not in own]
 
 
 def _check_entries(mapping: Mapped, weights: Iterable[str], own: Iterable[str]) -> None:

@@ -210,4 +210,4 @@ def test_a_record_that_cannot_be_written_does_not_hide_the_error(tmp_path):
     with pytest.raises(RuntimeError, match="first") as caught:
         train(tmp_path, RunMetadataCallback(), At(spoil))
     (note,) = caught.value.__notes__
-    assert note.startswith("The run's record could not be written: ")
+    assert note.startswith("The run metadata could not be written: ")

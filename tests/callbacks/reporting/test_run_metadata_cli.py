@@ -12,6 +12,7 @@ import torch
 from eigenscope import cli
 from eigenscope.callbacks import RunMetadataCallback
 from eigenscope.callbacks.reporting.effective_settings import effective_settings
+from eigenscope.cli import lightning_cli
 from eigenscope.results import RunMetadata
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -91,15 +92,15 @@ def test_the_end_of_a_run_from_the_command_line(demo, texts):
     assert set(record.peak_memory) == {"cpu"}
     assert record.samples_per_second > 90 / record.seconds > 0  # two batches in less time than the whole
     shown = texts(folder)
-    assert set(shown) == {"card", "configuration", "outcome", "test"}
+    assert set(shown) == {"metadata", "configuration", "outcome", "test"}
     assert "best val/acc" in shown["outcome"]
     assert "| outcome" in shown["outcome"]
     assert "finished |" in shown["outcome"]
     assert f"{record.result.test['test/acc']:.6g} |" in shown["test"]
     assert "        batch_size: 45" in shown["configuration"].splitlines()
     for word in ("### Asked and live", "AdamW |", "net.blocks", "### Data", "torchmetrics", "⚠"):
-        assert (word in shown["card"]) == (word != "⚠"), word
-    widths = {line.count(" | ") for line in shown["card"].splitlines() if line.startswith("| learning rate")}
+        assert (word in shown["metadata"]) == (word != "⚠"), word
+    widths = {line.count(" | ") for line in shown["metadata"].splitlines() if line.startswith("| learning rate")}
     assert widths == {3}
 
 
@@ -171,7 +172,7 @@ def test_rekls_and_a_precision_that_is_replaced(monkeypatch, texts, settings):
     assert routing["AdamW"]["head.4.weight"] == "excluded by head.*"
     assert record.result.optimizer == "REKLS+AdamW"
     assert record.card["configuration"]["trainer"]["precision"] == "bf16-mixed"
-    marks = [line for line in texts(FOLDER)["card"].splitlines() if "⚠" in line]
+    marks = [line for line in texts(FOLDER)["metadata"].splitlines() if "⚠" in line]
     assert [line.split("|")[1].strip() for line in marks] == ["precision", "fp32_matmul_prec of REKLS"]
 
 

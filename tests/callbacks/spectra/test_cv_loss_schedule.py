@@ -144,7 +144,7 @@ def events(folder):
 
 def test_what_is_logged(tmp_path):
     policy = CVPolicy(phases=[Phase(20.0, epochs=2), Phase(10.0, ramp=2)])
-    callback = CVLossSchedule({"M": policy}, measure_every=2, measure_simplices=50)
+    callback = CVLossSchedule({"M": policy}, measure_every=2)
     logger = TensorBoardLogger(tmp_path, name=None, version="run")
     trainer = fit(module(), callback, steps=24, count=32, logger=logger)  # 6 epochs of 4 batches
     figures = events(tmp_path / "run")
@@ -214,8 +214,8 @@ class Plain(LightningModule):
 @pytest.mark.parametrize(
     ("tested", "point_sets", "message"),
     [
-        (lambda: module(), {"H": CVPolicy()}, "SpectralAutoencoderModule has no point_set 'H'; there are: M"),
-        (lambda: Plain(), {"M": CVPolicy()}, "Plain has no point_set 'M'; there are: none"),
+        (lambda: module(), {"H": CVPolicy()}, "SpectralAutoencoderModule has no point set 'H'; there are: M"),
+        (lambda: Plain(), {"M": CVPolicy()}, "Plain has no point set 'M'; there are: none"),
         (lambda: module(num_points=4, dim=4), {"M": CVPolicy()}, "it has 4 in 4"),
         (lambda: module(num_points=8, dim=2), {"M": CVPolicy()}, "it has 8 in 2"),
     ],
@@ -230,8 +230,7 @@ def test_sectors_that_cannot_be_disciplined(tested, point_sets, message):
     [
         ({"point_sets": {}}, "point_sets must name at least one"),
         ({"measure_every": 0}, "measure_every must be at least 1, got 0"),
-        ({"loss_simplices": 1}, "loss_simplices must be at least 2, got 1"),
-        ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), got 1.0"),
+        ({"loss_matrices": 0}, "loss_matrices must be at least 1, got 0"),
     ],
 )
 def test_bad_arguments(arguments, message):

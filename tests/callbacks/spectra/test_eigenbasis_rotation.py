@@ -5,6 +5,7 @@ from statistics import median
 
 import pytest
 import torch
+from emerging_optimizers.soap import SOAP as LibrarySOAP
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from eigenscope.callbacks import EigenbasisRotation
 from eigenscope.optim import REKLS, SOAP, SplitOptimizer
-from eigenscope.optim.precision_replica import ReferencePrecisionReplica
+from eigenscope.optim.eigenbases.precision_replica import ReferencePrecisionReplica
 
 # a replica at the optimizer's own precision, which must equal it to the bit, is what several tests compare with
 pytestmark = pytest.mark.filterwarnings("ignore:replica_precision .* is that of the optimizer")
@@ -405,7 +406,7 @@ def test_what_does_not_fit_the_run_is_named_before_the_first_step(tmp_path, opti
 
 
 def test_a_weight_decay_that_changes_gradients_has_no_replica(tmp_path):
-    module = Module(lambda named: split(named, weight_decay_method="l2"))
+    module = Module(lambda named: split(named, LibrarySOAP, weight_decay_method="l2"))
     with pytest.raises(ValueError, match=r"replica_precision needs a weight_decay_method .* SOAP has 'l2'"):
         fit(tmp_path, watch(replica_precision="highest"), module=module)
 

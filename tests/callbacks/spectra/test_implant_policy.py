@@ -5,10 +5,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from eigenscope.callbacks import ImplantPolicy
-from eigenscope.nn.battery_array import BatteryArray
-from eigenscope.nn.battery_container import BatteryEntry, save_batteries
-from eigenscope.nn.implants import ImplantedVAE
-from eigenscope.nn.simplex_vae import SimplexVAE
+from eigenscope.nn.autoencoders.implants import ImplantedVAE
+from eigenscope.nn.autoencoders.simplex_vae import SimplexVAE
+from eigenscope.nn.batteries.battery_array import BatteryArray
+from eigenscope.nn.batteries.battery_container import BatteryEntry, save_batteries
 
 SMALL = {"num_points": 6, "dim": 4, "patch_size": 4, "hidden": 8, "depth": 1, "bottleneck": 8}
 BATCHES = torch.randn(4, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

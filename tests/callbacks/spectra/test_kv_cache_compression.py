@@ -88,7 +88,7 @@ def kv_tags(folder, prefix="kv/"):
 
 def untouched(model):
     return all(
-        not getattr(m, "watchers", ()) and not m._forward_hooks and not m._forward_pre_hooks for m in model.modules()
+        not getattr(m, "hooks", ()) and not m._forward_hooks and not m._forward_pre_hooks for m in model.modules()
     )
 
 
@@ -131,7 +131,7 @@ def test_what_a_fit_leaves_behind(tmp_path, capsys):
     events = board(tmp_path)
     assert set(events.Tags()["images"]) == {"kv/rate_distortion", "kv/layers"}
     assert [event.step for event in events.Images("kv/layers")] == [15]
-    card = events.Tensors("kv/card/text_summary")[0].tensor_proto.string_val[0].decode()
+    card = events.Tensors("kv/table/text_summary")[0].tensor_proto.string_val[0].decode()
     printed = capsys.readouterr().out
     assert printed.count("Compressed keys and values, 2 attention layers, step 15") == 1
     for codec in DEFAULTS:

@@ -2,7 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eigenscope.geometry import CVEstimate, EffectiveRank, VolumeCV, effective_rank, volume_cv
+from eigenscope.geometry import CVEstimate, effective_rank, volume_cv
+from eigenscope.geometry.metrics import EffectiveRank, VolumeCV
 from eigenscope.noise import stream_key
 
 

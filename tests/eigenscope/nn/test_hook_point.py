@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from eigenscope.nn import HookPoint, hook_points, observe, watch
+from eigenscope.nn import HookPoint, attach_hooks, hook_points, observe
 
 
 class Net(nn.Module):
@@ -28,7 +28,7 @@ def test_observes_what_runs_and_leaves_no_trace():
         assert torch.equal(net(x), expected)
     torch.testing.assert_close(seen["middle"], net.first(x))
     assert seen["middle"].requires_grad
-    assert all(probe.watchers == () for probe in hook_points(net).values())
+    assert all(point.hooks == () for point in hook_points(net).values())
     assert not any("middle" in name for name in net.state_dict())
 
 
@@ -43,14 +43,14 @@ def test_two_observers_do_not_disturb_each_other():
     assert inner == {}
 
 
-def test_watchers_are_removed_when_the_block_raises():
+def test_hooks_are_removed_when_the_block_raises():
     net = Net()
     with pytest.raises(RuntimeError, match="stop"), observe(net):
         raise RuntimeError("stop")
-    assert all(probe.watchers == () for probe in hook_points(net).values())
+    assert all(point.hooks == () for point in hook_points(net).values())
 
 
-def test_a_watcher_may_replace_the_tensor():
+def test_a_hook_may_replace_the_tensor():
     net, x = Net(), torch.rand(3, 4)
     expected, names = net(x), []
 
@@ -58,7 +58,7 @@ def test_a_watcher_may_replace_the_tensor():
         names.append(name)
         return torch.zeros_like(tensor)
 
-    with watch(net, "middle", watcher=blank):
+    with attach_hooks(net, "middle", hook=blank):
         torch.testing.assert_close(net(x), net.last.bias.expand(3, 2))
     assert names == ["middle"]
     assert torch.equal(net(x), expected)

@@ -1,7 +1,7 @@
 from torch.optim import SGD, AdamW
 
 from eigenscope.nn import DeiT, LinearReadoutAutoencoder, PatchSVAE, SimplexVAE
-from eigenscope.nn.taps import TapConfig
+from eigenscope.nn.transformers.taps import TapConfig
 from eigenscope.optim import SOAP, Route, Routed, SplitOptimizer, routing_table
 
 

@@ -87,7 +87,7 @@ def test_an_unknown_outcome_or_field_changes_nothing(tmp_path):
 def test_another_file_is_named_and_not_overwritten(tmp_path, content):
     path = tmp_path / "run.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=f"^{path} is not the record of a run: "):
+    with pytest.raises(ValueError, match=f"^{path} is not run metadata: "):
         update_record(tmp_path, seconds=1.0)
     assert path.read_text() == content
 

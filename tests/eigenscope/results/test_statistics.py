@@ -3,7 +3,7 @@ import math
 import pytest
 
 from eigenscope.results import EpochResult, MonitoredMetric, RunResult, compare_arms, comparison_table
-from eigenscope.results.statistics import Difference
+from eigenscope.results.statistics import PairedDifference
 
 
 def result(*accuracies, name="arm", parameters=10, seconds=1.0, **options):
@@ -38,16 +38,16 @@ def test_a_run_without_its_score_is_refused():
 
 @pytest.mark.parametrize("arguments", [{"name": "train/acc"}, {"mode": "best"}])
 def test_bad_scores(arguments):
-    with pytest.raises(ValueError, match="score"):
+    with pytest.raises(ValueError, match=r"^monitor\."):
         MonitoredMetric(**arguments)
 
 
 def test_paired_interval_against_the_textbook():
     # three differences of 1, 2 and 6: mean 3, deviation sqrt(7), t(0.975, 2) = 4.302653
-    difference = Difference.paired([11, 22, 36], [10, 20, 30])
+    difference = PairedDifference.paired([11, 22, 36], [10, 20, 30])
     assert difference.mean == pytest.approx(3)
     assert difference.half_width == pytest.approx(4.302653 * math.sqrt(7) / math.sqrt(3), rel=1e-6)
-    assert Difference.paired([0.5], [0.25]) == Difference(0.25, None)
+    assert PairedDifference.paired([0.5], [0.25]) == PairedDifference(0.25, None)
 
 
 def test_pairing_takes_the_noise_of_the_seed_away():

@@ -11,6 +11,7 @@ import torch
 
 from eigenscope.cli.errors.class_names import class_fault, known_classes
 from eigenscope.cli.errors.config_location import config_values, options, origin
+from eigenscope.cli.errors.parse_errors import explain_parse_error
 from eigenscope.cli.errors.parser import ExplainingParser, UsageError
 from eigenscope.cli.errors.suggestions import hint, listed, nearest, nearest_key
 from eigenscope.cli.errors.type_descriptions import choices, classes, in_words
@@ -51,9 +52,13 @@ RING = "{{class_path: Ring, {}}}".format
 MISPLACED = "put hole below init_args of Ring"
 
 
+class SceneParser(ExplainingParser):
+    explain = staticmethod(explain_parse_error)
+
+
 @pytest.fixture
 def parser():
-    made = ExplainingParser(prog="scene", allow_abbrev=False)
+    made = SceneParser(prog="scene", allow_abbrev=False)
     made.add_argument("--config", action="config")
     made.add_argument("--depth", type=int, default=1)
     made.add_class_arguments(Scene, "scene")
@@ -70,14 +75,14 @@ def refused(parser, *args):
 
 @pytest.mark.parametrize(
     ("argument", "words"),
-    [("size", "a number"), ("colour", "red or green"), ("hole", "a whole number")],
+    [("size", "float"), ("colour", "red or green"), ("hole", "int")],
 )
 def test_null_where_a_class_takes_none(parser, tmp_path, argument, words):
     ring = f"{{class_path: Ring, init_args: {{{argument}: null}}}}"
-    assert refused(parser, f"--scene.shapes=[{ring}]").endswith(f"init_args.{argument} takes {words}, not null")
+    assert refused(parser, f"--scene.shapes=[{ring}]").endswith(f"init_args.{argument}: expected {words}, got null")
     file = tmp_path / "scene.yaml"
     file.write_text(f"scene:\n  shapes:\n  - class_path: Ring\n    init_args:\n      {argument}: null\n")
-    assert refused(parser, f"--config={file}").endswith(f"init_args.{argument} takes {words}, not null")
+    assert refused(parser, f"--config={file}").endswith(f"init_args.{argument}: expected {words}, got null")
 
 
 def test_null_where_it_is_one_of_the_values(parser):
@@ -95,22 +100,22 @@ def test_what_is_right_is_parsed_as_before(parser):
     ("args", "sentence"),
     [
         (["--dept=2"], "--dept is unknown; did you mean --depth?"),
-        (["--depth=two"], "--depth takes a whole number, not two"),
+        (["--depth=two"], "--depth: expected int, got 'two'"),
         (["--depth"], "--depth: expected one argument"),
         (["--scene.titel=x"], "--scene.titel is unknown; did you mean --scene.title?"),
-        (["--scene=3"], "--scene takes options (a mapping, or a file with one), not 3"),
+        (["--scene=3"], "--scene: expected a mapping of options, or a file with one, got 3"),
         (["--scene.frame.widht=3"], "--scene.frame.widht: Frame has no argument widht; did you mean width?"),
         (["--scene.shapes=Rign"], "--scene.shapes: there is no class Rign; did you mean {module}.Ring?"),
-        (["--scene.shapes.colour=rde"], "--scene.shapes.colour takes red or green, not rde; did you mean red?"),
+        (["--scene.shapes.colour=rde"], "--scene.shapes.colour: expected red or green, got 'rde'; did you mean red?"),
         (
             ["--scene.shapes=[{class_path: Shape}, {class_path: Ring, init_args: {hoel: 1}}]"],
             "--scene.shapes: Ring has no argument hoel; did you mean hole?",
         ),
         (
             ["--scene.shapes=[{class_path: Shape}, {class_path: Ring, init_args: {hole: many}}]"],
-            "--scene.shapes takes a whole number, not many",
+            "--scene.shapes: expected int, got 'many'",
         ),
-        (["--config={depth: deep}"], "--config: depth takes a whole number, not deep"),
+        (["--config={depth: deep}"], "--config: depth: expected int, got 'deep'"),
         ([f"--scene.shapes={RING('hole: 2')}"], f"--scene.shapes: {MISPLACED}"),
         ([f"--scene.shapes=[Shape, {RING('hole: 2, init_args: {size: 2}')}]"], f"--scene.shapes: {MISPLACED}"),
         ([f"--config={{scene: {{shapes: [{RING('hole: 2')}]}}}}"], f"--config: scene.shapes: {MISPLACED}"),
@@ -133,10 +138,10 @@ def test_what_is_right_is_parsed_as_before(parser):
         ),
         (["--pen.ink.class_path=Rign"], "--pen.ink.class_path: there is no class Rign; did you mean {module}.Ring?"),
         (["--pen.ink.init_args.hole=2"], "--pen.ink.init_args.hole comes before its class: name that with --pen.ink"),
-        (["--pen.tip=[0.9]"], "--pen.tip takes a list of two numbers, not [0.9]"),
-        (["--pen.tip=0.9"], "--pen.tip takes a list of two numbers, not 0.9"),
-        (["--pen.tip=[0.9, thin]"], "--pen.tip takes a number, not thin"),
-        (["--scene.shapes=0.9"], "--scene.shapes takes a list, a Shape or null, not 0.9"),
+        (["--pen.tip=[0.9]"], "--pen.tip: expected list[float] of length 2, got [0.9]"),
+        (["--pen.tip=0.9"], "--pen.tip: expected list[float] of length 2, got 0.9"),
+        (["--pen.tip=[0.9, thin]"], "--pen.tip: expected float, got 'thin'"),
+        (["--scene.shapes=0.9"], "--scene.shapes: expected list[Shape], Shape or null, got 0.9"),
     ],
 )
 def test_one_sentence(parser, args, sentence):
@@ -167,7 +172,7 @@ def test_a_line_of_a_file_is_named(parser, tmp_path, monkeypatch):
     )
     assert (
         refused(parser, "--config=scene.yaml")
-        == "scene.yaml, line 6: scene.shapes.init_args.size takes a number, not big"
+        == "scene.yaml, line 6: scene.shapes.init_args.size: expected float, got 'big'"
     )
 
 
@@ -209,24 +214,24 @@ def test_the_place_with_the_refused_value_is_chosen(tmp_path):
 @pytest.mark.parametrize(
     ("annotation", "words"),
     [
-        (int, "a whole number"),
-        (int | float, "a number"),
-        (bool | int | None, "true or false, a whole number or null"),
+        (int, "int"),
+        (int | float, "float"),
+        (bool | int | None, "bool, int or null"),
         (Literal["a", "b"] | Literal["c", "b"] | None, "a, b, c or null"),
-        (list[int] | None, "a list of whole numbers or null"),
-        (tuple[float, ...], "a list of numbers"),
-        (tuple[int | float, ...], "a list of numbers"),
-        (tuple[float, float], "a list of two numbers"),
-        (tuple[int | None, int | None], "a list of two whole numbers"),
-        (tuple[str, int], "a list of a text and a whole number"),
-        (tuple[int], "a list of a whole number"),
+        (list[int] | None, "list[int] or null"),
+        (tuple[float, ...], "list[float]"),
+        (tuple[int | float, ...], "list[float]"),
+        (tuple[float, float], "list[float] of length 2"),
+        (tuple[int | None, int | None], "list[int | null] of length 2"),
+        (tuple[str, int], "[str, int]"),
+        (tuple[int], "list[int] of length 1"),
         (tuple[()], "an empty list"),
-        (float | torch.Tensor, "a number"),
-        (torch.Tensor | None, "a Tensor or null"),
+        (float | torch.Tensor, "float"),
+        (torch.Tensor | None, "Tensor or null"),
         (dict[str, int], "a mapping"),
-        (list[Shape], "a list"),
-        (Shape | None, "a Shape or null"),
-        (Callable[[Iterable[Any]], torch.optim.Optimizer], "a class derived from Optimizer"),
+        (list[Shape], "list[Shape]"),
+        (Shape | None, "Shape or null"),
+        (Callable[[Iterable[Any]], torch.optim.Optimizer], "a subclass of Optimizer"),
     ],
 )
 def test_annotations_in_words(annotation, words):

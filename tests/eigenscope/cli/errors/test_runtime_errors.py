@@ -88,7 +88,7 @@ def test_the_checkpoint_to_go_on_from_is_the_runs_last(tmp_path):
 
     assert sentence().endswith(NOTHING)
     (tmp_path / "best.ckpt").write_text("")
-    assert sentence().endswith(f"; what was saved before is whole, go on with --ckpt_path {tmp_path / 'best.ckpt'}")
+    assert sentence().endswith(f"; earlier checkpoints are intact, resume with --ckpt_path {tmp_path / 'best.ckpt'}")
     (tmp_path / "last.ckpt").write_text("")
     os.utime(tmp_path / "last.ckpt", (0, 0))
     assert sentence().endswith(f" --ckpt_path {tmp_path / 'last.ckpt'}")

@@ -2,12 +2,18 @@ import copy
 import random
 from dataclasses import dataclass
 
-import lightning.pytorch.callbacks
 import pytest
 from lightning.pytorch import Callback, Trainer
 
 from eigenscope import callbacks
-from eigenscope.cli.resume.config_differences import ABSENT, FREE, WATCHERS, Difference, contradictions, differences
+from eigenscope.cli.resume.config_differences import (
+    ABSENT,
+    FREE,
+    Difference,
+    callback_changes,
+    contradictions,
+    differences,
+)
 
 ADAMW = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.1, "betas": [0.9, 0.999]}}
 
@@ -166,7 +172,7 @@ def test_of_the_trainer_exactly_these_options_are_free():
     }
 
 
-def test_callbacks_that_watch_may_change_and_those_that_take_part_may_not():
+def test_callbacks_that_affect_training_may_not_change_and_others_may():
     def cv(weight):
         return {"class_path": "eigenscope.callbacks.CVLossSchedule", "init_args": {"weight": weight}}
 
@@ -184,19 +190,46 @@ def test_callbacks_that_watch_may_change_and_those_that_take_part_may_not():
     assert [d.path for d in contradictions(saved, configuration(callbacks=[cv(1), cv(3)]))] == [
         "trainer.callbacks.CVLossSchedule#2"
     ]
-    stop = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/loss"}}
-    assert [d.path for d in contradictions(saved, configuration(callbacks=[stop, cv(1)]))] == [
-        "trainer.callbacks.EarlyStopping"
+
+
+def test_callbacks_that_may_differ_are_one_line():
+    def checkpoint(monitor):
+        return {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"monitor": monitor}}
+
+    table, cv, gone = (
+        {"class_path": name}
+        for name in ("eigenscope.callbacks.EpochTable", "eigenscope.callbacks.CVLossSchedule", "no_such.Callback")
+    )
+    saved = configuration(callbacks=[gone, cv, checkpoint("a")])
+    now = configuration(callbacks=[checkpoint("b"), table, table])
+    assert callback_changes(saved, now) == (
+        "Callbacks differ from the checkpoint's: Callback removed, ModelCheckpoint changed (monitor), "
+        "EpochTable added, EpochTable#2 added."
+    )
+    assert callback_changes(saved, configuration(callbacks=[checkpoint("a"), gone])) is None
+    found = contradictions(
+        saved, configuration(callbacks=[cv, checkpoint("a")]), affecting=["Callback", "CVLossSchedule"]
+    )
+    assert [difference.path for difference in found] == ["trainer.callbacks.Callback"]
+
+
+def test_a_subclass_affects_training_as_its_base_does(monkeypatch):
+    class Gentle(callbacks.CVLossSchedule):
+        affects_training = False
+
+    class Schedule(callbacks.CVLossSchedule): ...
+
+    for kind in (Gentle, Schedule):
+        monkeypatch.setattr(callbacks, kind.__name__, kind, raising=False)
+    found = [
+        contradictions(configuration(), configuration(callbacks=[{"class_path": f"eigenscope.callbacks.{name}"}]))
+        for name in ("Gentle", "Schedule")
     ]
+    assert [len(each) for each in found] == [0, 1]
 
 
-def test_of_every_callback_it_is_known_whether_it_takes_part():
-    takes_part = {"CVLossSchedule", "ImplantPolicy"}
-    exported = {name: getattr(callbacks, name) for name in callbacks.__all__}
-    own = {name for name, kind in exported.items() if isinstance(kind, type) and issubclass(kind, Callback)}
-    assert own - takes_part <= {name.removeprefix("eigenscope.callbacks.") for name in WATCHERS}
-    assert not takes_part & {name.rpartition(".")[2] for name in WATCHERS}
-    for package, _, name in (watcher.rpartition(".") for watcher in WATCHERS):
-        if package != "eigenscope.callbacks":
-            assert issubclass(getattr(lightning.pytorch.callbacks, name), Callback)
-            assert package == lightning.pytorch.callbacks.__name__
+def test_every_callback_says_whether_it_affects_training():
+    kinds = [kind for kind in map(callbacks.__dict__.get, callbacks.__all__) if isinstance(kind, type)]
+    said = {kind.__name__: getattr(kind, "affects_training", None) for kind in kinds if issubclass(kind, Callback)}
+    assert {name for name, affects in said.items() if affects is None} == set()
+    assert {name for name, affects in said.items() if affects} == {"CVLossSchedule", "ImplantPolicy"}

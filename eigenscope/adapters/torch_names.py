@@ -1,0 +1,84 @@
+"""torch's private names: the mode that sees every operation, what ``Module.compile`` leaves, hooks of a state's load.
+
+Nothing here imports more than torch, so the mathematics may use it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from eigenscope.adapters import Library, MissingNameError, report_fallback
+
+_TORCH = Library("torch")
+_Hooks = list[Callable[..., Any]]
+
+
+def _dispatch_mode() -> type:
+    """``TorchDispatchMode``: a context whose ``__torch_dispatch__`` is called in the place of every operation.
+
+    Where torch has none, a context in which operations stay as they are, and stderr says so.
+    """
+    try:
+        found: type = _TORCH.get("torch.utils._python_dispatch", "TorchDispatchMode")
+        return found
+    except MissingNameError as error:
+        missing = error
+
+    class NoDispatchMode:
+        def __enter__(self) -> None:
+            report_fallback("TF32 is not emulated and matrix products stay in float32", missing)
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    return NoDispatchMode
+
+
+#: Of torch, or its substitute; see :func:`_dispatch_mode`.
+TorchDispatchMode: Any = _dispatch_mode()
+
+
+def aten_products() -> dict[Any, int]:
+    """Of those operations of torch that multiply matrices and have a private name, where the first operand stands."""
+    try:
+        return {_TORCH.get(torch.ops.aten, "_addmm_activation"): 1}
+    except MissingNameError:  # nothing can call it then
+        return {}
+
+
+def is_compiled(module: nn.Module) -> bool | None:
+    """Whether a module, without those inside it, was compiled by ``compile`` or ``torch.compile``.
+
+    Returns:
+        None, and a note on stderr, where torch does not tell.
+    """
+    try:
+        # the second is the name of the original in what torch.compile returns
+        return _TORCH.get(module, "_compiled_call_impl") is not None or hasattr(module, "_orig_mod")
+    except MissingNameError as missing:
+        report_fallback("whether a network is compiled is not known", missing)
+        return None
+
+
+def any_compiled(module: nn.Module) -> bool | None:
+    """Whether a module or one inside it was compiled; None, and a note on stderr, where torch does not tell."""
+    found = [is_compiled(part) for part in module.modules()]
+    return None if None in found else any(found)
+
+
+def load_state_hooks(optimizer: Optimizer) -> tuple[_Hooks, _Hooks]:
+    """What was registered to be called before and after a state is loaded into an optimizer.
+
+    Returns:
+        Two empty lists, and a note on stderr, where torch keeps it elsewhere.
+    """
+    try:
+        before = _TORCH.get(optimizer, "_optimizer_load_state_dict_pre_hooks")
+        after = _TORCH.get(optimizer, "_optimizer_load_state_dict_post_hooks")
+    except MissingNameError as missing:
+        report_fallback(f"hooks on the loading of a {type(optimizer).__name__}'s state are not called", missing)
+        return [], []
+    return list(before.values()), list(after.values())

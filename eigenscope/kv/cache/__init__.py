@@ -1,0 +1,1 @@
+"""The compressed cache for generation with transformers."""

@@ -1,0 +1,1 @@
+"""KV codecs: compression of blocks of keys and values."""

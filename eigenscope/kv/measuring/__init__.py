@@ -1,0 +1,1 @@
+"""Evaluation of KV codecs in a running network: capture, error measures, sums of metrics."""

@@ -1,0 +1,1 @@
+"""Autoencoders of patches whose latents lie on spheres."""

@@ -1,0 +1,1 @@
+"""Batteries: hundreds of miniature autoencoders as one network."""

@@ -1,0 +1,1 @@
+"""Transformers with hook points, and SVD taps."""

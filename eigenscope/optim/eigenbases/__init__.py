@@ -1,0 +1,1 @@
+"""Kronecker factors, and how their eigenbases turn during training."""
