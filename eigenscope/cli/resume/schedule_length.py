@@ -12,7 +12,7 @@ def without_stated_length(saved: Mapping[str, Any], now: Mapping[str, Any]) -> M
 
     The schedules of runs of 0.4 are torch's own, with lengths that had to be stated; the configurations that they were
     started with now leave these to :mod:`eigenscope.optim.schedules`. It is the same schedule: that of the checkpoint
-    continues if the run is as long as stated, and follows the new length otherwise. A length that ``now`` states must be
+    continues if the run is as long as stated, and follows the new length otherwise. A length stated by ``now`` must be
     the checkpoint's.
 
     Args:
