@@ -82,9 +82,18 @@ class BaseModule(LightningModule):
         optimizer = self.optimizer([(name, parameter) for name, parameter in named if parameter.requires_grad])
         if self.lr_scheduler is None:
             return optimizer
-        with run_length(self._run_length):
-            scheduler = self.lr_scheduler(optimizer)
-        if self._is_attached() and (note := length_mismatch(scheduler, self._run_length, self.lr_interval)):
+        try:
+            with run_length(self._run_length):
+                scheduler = self.lr_scheduler(optimizer)
+        except ValueError as error:
+            if "total_steps OR" not in str(error):
+                raise
+            raise ValueError(
+                "lr_scheduler OneCycleLR needs total_steps, or epochs and steps_per_epoch; "
+                "eigenscope.optim.OneCycleLR without any of them follows the run"
+            ) from error
+        note = length_mismatch(scheduler, self._run_length, self.lr_interval) if self._is_attached() else None
+        if note is not None and not getattr(self.trainer, "fast_dev_run", False):  # whose few steps are no run
             rank_zero_only(print)(note, flush=True)
         schedule: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_interval}
         if isinstance(scheduler, ReduceLROnPlateau):

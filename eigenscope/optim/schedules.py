@@ -42,11 +42,14 @@ class _FollowsRun(LRScheduler):
     stated length is restored with the state, as in torch.
 
     Attributes:
+        length_name: the attribute that holds the length, and the argument.
+        length_arguments: all arguments that state the length.
         follows_run: the length was not stated.
         resumed_from: the length in the state that was loaded, if it was another; else None.
     """
 
     length_name: ClassVar[str]
+    length_arguments: ClassVar[tuple[str, ...]]
     follows_run: bool
     resumed_from: int | None = None
 
@@ -102,6 +105,7 @@ class OneCycleLR(_FollowsRun, lr_scheduler.OneCycleLR):
     """
 
     length_name = "total_steps"
+    length_arguments = ("total_steps", "epochs", "steps_per_epoch")
 
     def __init__(
         self,
@@ -137,6 +141,7 @@ class CosineAnnealingLR(_FollowsRun, lr_scheduler.CosineAnnealingLR):
     """
 
     length_name = "T_max"
+    length_arguments = ("T_max",)
 
     def __init__(
         self, optimizer: Optimizer, T_max: int | None = None, eta_min: float = 0.0, last_epoch: int = -1
@@ -159,6 +164,7 @@ class LinearLR(_FollowsRun, lr_scheduler.LinearLR):
     """
 
     length_name = "total_iters"
+    length_arguments = ("total_iters",)
 
     def __init__(
         self,
@@ -186,6 +192,7 @@ class PolynomialLR(_FollowsRun, lr_scheduler.PolynomialLR):
     """
 
     length_name = "total_iters"
+    length_arguments = ("total_iters",)
 
     def __init__(
         self, optimizer: Optimizer, total_iters: int | None = None, power: float = 1.0, last_epoch: int = -1
@@ -243,7 +250,7 @@ def length_mismatch(scheduler: Any, length: Callable[[], int | None], unit: str)
         what = f"but the run takes {steps}: from then on the learning rate is {share}"
     else:
         return None
-    left_out = "total_steps, epochs and steps_per_epoch" if name == "total_steps" else name
+    left_out = ", ".join(own.length_arguments)
     advice = f"leave {left_out} out to follow the run"
     if not isinstance(scheduler, _FollowsRun):
         advice = f"eigenscope.optim.{own.__name__} without {left_out} follows the run"

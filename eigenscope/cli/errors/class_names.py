@@ -26,6 +26,9 @@ def class_fault(name: str, annotation: Any, packages: Sequence[str]) -> str | No
         None if the class is there and of the right kind.
     """
     paths = known_classes(annotation, packages)
+    same = [path for path in paths if path.rpartition(".")[2] == name]
+    if len(same) > 1:
+        return f"{name} is the short name of {len(same)} classes: give {listed(same, 'or')}"
     named = _named(name, paths, packages)
     if named is None:
         return f"there is no class {name}{_hint(name, paths, packages)}"

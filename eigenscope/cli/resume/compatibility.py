@@ -9,6 +9,7 @@ from typing import Any
 from eigenscope.checkpoints import AFFECTING, CONFIGURATION, previous_checkpoint
 from eigenscope.cli.resume.allowed_differences import allow
 from eigenscope.cli.resume.config_differences import Config, Difference, callback_changes, contradictions, differences
+from eigenscope.cli.resume.schedule_length import without_stated_length
 
 _FOLDER = "checkpoints"
 
@@ -86,7 +87,7 @@ def check_resume(
             besides; the checkpoint holds weights alone; or a key of ``resume_allow`` is unknown or permits nothing
             that could take effect.
     """
-    saved = _configuration(checkpoint, path)
+    saved = without_stated_length(_configuration(checkpoint, path), now)
     warm = now.get("warm_start")
     began = all(now.get(key) == saved.get(key) for key in ("warm_start", "warm_start_map"))
     if warm is not None and (CONFIGURATION not in checkpoint or not began):

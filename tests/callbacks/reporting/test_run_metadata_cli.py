@@ -58,7 +58,7 @@ def test_the_card_of_a_run_from_the_command_line(demo, settings):
     assert not any(setting["differs"] for setting in card["settings"])
     expected = {
         "optimizer": ("AdamW", "AdamW"),
-        "learning rate": (0.001, "4e-05, from 0.001 by OneCycleLR"),
+        "learning rate": (0.001, "0.000636833, from 0.001 by OneCycleLR"),  # its first of 2 steps
         "seed": (0, 0),
         "batch size over all ranks": (45, 45),
         "gradient clipping": ("1 by norm", "1 by norm"),

@@ -284,7 +284,10 @@ def test_classes_of_ones_own_packages_come_first():
     paths = known_classes(annotation, packages)
     assert set(paths[: len(own)]) == own
     assert "torch.optim.AdamW" in paths
-    assert class_fault("SOAP", annotation, packages) is None
+    assert class_fault("SplitOptimizer", annotation, packages) is None
+    name, path = "CosineAnnealingLR", "torch.optim.lr_scheduler.CosineAnnealingLR"
+    two = f"{name} is the short name of 2 classes: give eigenscope.optim.{name} or {path}"
+    assert class_fault(name, Callable[[Any], torch.optim.lr_scheduler.LRScheduler], packages) == two
     assert class_fault("torch.optim.AdamW", annotation, packages) is None
     assert class_fault("AdamW", annotation, packages) is None
     assert class_fault("sgd", annotation, packages) == "there is no class sgd; did you mean torch.optim.SGD?"
