@@ -82,7 +82,7 @@ def step_counters(trainer: Trainer) -> list[Any]:
         batches = _LIGHTNING.get(loop, "batch_progress")
         return [batches, _LIGHTNING.get(_LIGHTNING.get(loop, "automatic_optimization"), "optim_progress")]
     except MissingNameError as missing:
-        report_fallback("a checkpoint of the step before counts that step too", missing)
+        report_fallback("the checkpoint that FiniteGuard saves counts the step that was not finite", missing)
         return []
 
 
@@ -156,6 +156,20 @@ def resume_loaders(trainer: Trainer) -> bool:
             _LIGHTNING.set(loop, "_batches_that_stepped", stepped - 1)
         batches.total.ready = batches.total.started
     return True
+
+
+def given_hyperparameters() -> dict[str, Any] | None:
+    """The arguments that the command line gives the module under construction; None from Python.
+
+    None too, and a note on stderr, where Lightning keeps them elsewhere.
+    """
+    try:
+        given = _LIGHTNING.get("lightning.pytorch.core.mixins.hparams_mixin", "_given_hyperparameters")
+    except MissingNameError as missing:
+        report_fallback("checkpoints hold no hyperparameters of the module", missing)
+        return None
+    found: dict[str, Any] | None = given.get()
+    return found
 
 
 class GivenConfiguration:
