@@ -2,10 +2,10 @@
 
 import inspect
 from importlib import import_module
-from typing import Any
 
 from lightning.pytorch import LightningModule
-from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+
+from eigenscope.adapters.lightning_names import given_hyperparameters
 
 
 def save_given_hyperparameters(module: LightningModule) -> None:
@@ -14,7 +14,7 @@ def save_given_hyperparameters(module: LightningModule) -> None:
     Left out is what the data would have told the network had it asked: jsonargparse drops a linked argument that a
     class does not take, but Lightning keeps it here, and no network could be built from it again.
     """
-    given: Any = _given_hyperparameters.get()
+    given = given_hyperparameters()
     if given is None:
         return
     package, _, name = given["net"]["class_path"].rpartition(".")

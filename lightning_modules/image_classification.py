@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from eigenscope.adapters.torch_names import is_compiled
 from eigenscope.charts import Chart, present, train_and_val
 from eigenscope.lightning_modules.epoch_figures import log_epoch_metric
 from eigenscope.lightning_modules.hyperparameters import save_given_hyperparameters
@@ -71,7 +72,7 @@ class ImageClassificationModule(LightningModule):
 
     def configure_model(self) -> None:
         """Compiles the network if asked to."""
-        if self.compile_net and self.net._compiled_call_impl is None:
+        if self.compile_net and not is_compiled(self.net):
             self.net.compile()
 
     def configure_optimizers(self) -> Any:
