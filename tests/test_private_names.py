@@ -30,7 +30,6 @@ QUIET = {  # what is not said: nothing can call the operation; nobody asked for 
     "torch _addmm_activation",
     "torch TorchDispatchMode",
     "python _on_queue_feeder_error",
-    "lightning _given_hyperparameters",
 }
 
 
