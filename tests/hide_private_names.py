@@ -1,7 +1,7 @@
 """Runs command lines once for each private name that the adapters read, as if a library no longer had that name.
 
-The names are taken from the source of ``eigenscope/adapters``. Each has a forked process of its own, which runs an
-erroneous command line and a fit that read the name when nothing is hidden: command lines that do not cannot differ.
+The names are taken from the source of ``eigenscope/adapters``. Every name has a forked process of its own, which runs
+an erroneous command line and a fit that read the name when nothing is hidden: those that do not cannot differ.
 Prints one JSON object: by name, empty for none, of each command line its end, what it wrote on stderr, the names that
 it read and the sums of the weights that it ended with.
 
@@ -54,6 +54,7 @@ LINES = {
 BEGUN = Path("runs") / "demo" / "version_0" / "checkpoints" / "last.previous.ckpt"  # after the first of its steps
 RESUME = [*FIT, f"--ckpt_path={BEGUN}"]
 WORKER = [*FIT, "--data.init_args.num_workers=1"]
+IN_WORKER = "python _on_queue_feeder_error"
 AT_IMPORT = ("torch TorchDispatchMode", "torch _addmm_activation", "lightning _parse_ckpt_path")
 
 
@@ -138,9 +139,7 @@ def main(folder: Path) -> None:
     begun = folder / "begun"
     forked("", {"fit": [*FIT, "--trainer.max_steps=2"]}, begun)
     results[""] = forked("", LINES, folder / "done") | forked("", {"resume": RESUME}, folder / "resumed", begun)
-    results["python _on_queue_feeder_error"] = forked(
-        "python _on_queue_feeder_error", {"fit": WORKER}, folder / "worker"
-    )
+    results[IN_WORKER] = forked(IN_WORKER, {"fit": WORKER}, folder / "worker")
     for number, name in enumerate(name for name in names() if name not in results):
         results[name] = forked(name, lines_of(name, results[""]), folder / str(number), begun)
     print(json.dumps(results))
