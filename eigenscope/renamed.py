@@ -41,6 +41,10 @@ REMOVED: Mapping[str, Mapping[str, Any]] = {
 }
 """Arguments that are gone, by class, with the value at which nothing is lost by leaving them out."""
 
+_SCHEDULES: Mapping[str, str] = {
+    name: f"eigenscope.optim.{name}" for name in ("CosineAnnealingLR", "LinearLR", "OneCycleLR", "PolynomialLR")
+}  # torch has classes of these names, of which ours are supersets: a short name means ours
+
 _OPTIONS: Sequence[tuple[re.Pattern[str], str]] = tuple(
     (re.compile(rf"(\.{holder}(?:\.init_args)?\.){old}(?=$|[.+])"), rf"\g<1>{new}")
     for holder, old, new in (
@@ -58,6 +62,8 @@ _PARAMETERS: Sequence[tuple[re.Pattern[str], str]] = tuple(
     for old, new in (("squeeze", "to_bottleneck"), ("raise_latent", "expand_latent"), ("weigh", "gate"))
 )
 _VAES = ("SimplexVAE", "ImplantedVAE")  # whose layers those were
+
+_NAMES_CLASSES = ("callbacks", "class_path", "lr_scheduler")  # keys whose value may be the name of a class
 
 Note = Callable[[str], None]
 
@@ -79,6 +85,8 @@ def class_path(name: str, note: Note = _ignore) -> str:
         name: as written.
         note: is told of a new name, as ``old is now new``.
     """
+    if name in _SCHEDULES:
+        return _SCHEDULES[name]
     package, _, short = name.rpartition(".")
     renamed = CLASSES.get(short, short)
     if package in _PACKAGES:
@@ -178,7 +186,7 @@ def _translated(tree: Any, note: Note, key: str) -> Any:
         return new
     if isinstance(tree, list):
         return [_translated(value, note, key) for value in tree]
-    return class_path(tree, note) if isinstance(tree, str) and key.rstrip("+") == "callbacks" else tree
+    return class_path(tree, note) if isinstance(tree, str) and key.rstrip("+") in _NAMES_CLASSES else tree
 
 
 def _arguments(given: Mapping[str, Any], owner: str, note: Note) -> dict[str, Any]:
@@ -195,7 +203,7 @@ def _arguments(given: Mapping[str, Any], owner: str, note: Note) -> dict[str, An
 
 
 def _class_of(option: str, value: str, note: Note) -> str:
-    return class_path(value, note) if option.rstrip("+").endswith((".callbacks", ".class_path")) else value
+    return class_path(value, note) if option.rstrip("+").rpartition(".")[2] in _NAMES_CLASSES else value
 
 
 def _state(key: str, state: Any) -> Any:

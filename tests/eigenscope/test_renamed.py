@@ -107,3 +107,16 @@ def test_parameters_of_the_vae():
     assert renamed.parameter("net.squeeze.0.weight") == "net.to_bottleneck.0.weight"
     assert renamed.parameter("weigh.bias") == "gate.bias"
     assert renamed.parameter("net.unsqueeze.0") == "net.unsqueeze.0"
+
+
+@pytest.mark.parametrize(
+    "args", [["--model.init_args.lr_scheduler=OneCycleLR"], ["--model.init_args.lr_scheduler", "OneCycleLR"]]
+)
+def test_the_short_name_of_a_schedule_that_torch_has_too_is_ours(args):
+    assert renamed.options(args)[-1].endswith("eigenscope.optim.OneCycleLR")
+    tree = {"lr_scheduler": {"class_path": "CosineAnnealingLR"}, "name": "CosineAnnealingLR"}
+    assert renamed.configuration(tree) == {
+        "lr_scheduler": {"class_path": "eigenscope.optim.CosineAnnealingLR"},
+        "name": "CosineAnnealingLR",
+    }
+    assert renamed.class_path("torch.optim.lr_scheduler.OneCycleLR") == "torch.optim.lr_scheduler.OneCycleLR"
