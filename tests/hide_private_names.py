@@ -36,6 +36,7 @@ FIT = [
     "--trainer.accelerator=cpu",
     "--trainer.max_epochs=1",
     "--trainer.limit_train_batches=3",
+    "--model.init_args.lr_scheduler.init_args.total_steps=3",
     "--trainer.limit_val_batches=1",
     "--trainer.log_every_n_steps=1",
     "--trainer.callbacks=[EpochTable, {class_path: ResumeCheckpoint, init_args: {every_n_steps: 1}}]",

@@ -122,10 +122,11 @@ def test_a_checkpoint_rebuilds_its_model_and_evaluates_the_same(tmp_path, capsys
 
 
 def test_a_resumed_run_keeps_its_table(tmp_path, capsys):
-    whole = fit(tmp_path, epochs=3)
-    part = fit(tmp_path, epochs=2)
+    length = "--model.init_args.lr_scheduler.init_args.total_steps=12"  # of the whole run, of which one is a part
+    whole = fit(tmp_path, length, epochs=3)
+    part = fit(tmp_path, length, epochs=2)
     last = Path(part.trainer.log_dir) / "checkpoints" / "last.ckpt"
-    resumed = fit(tmp_path, "--ckpt_path", str(last), epochs=3)
+    resumed = fit(tmp_path, length, "--ckpt_path", str(last), epochs=3)
     assert resumed.trainer.log_dir == part.trainer.log_dir
     results = [RunMetadata.load(Path(run.trainer.log_dir)).result for run in (whole, resumed)]
     assert [row.epoch for row in results[1].epochs] == [1, 2, 3]
@@ -303,7 +304,7 @@ def test_compare_refuses_bad_arguments_before_training(tmp_path, capfd, args, me
 
 def test_compare_stops_at_a_run_that_fails_and_says_how_to_repeat_it(tmp_path, capfd):
     with pytest.raises(
-        SystemExit, match=r"demo seed 0 failed with exit code 1.*-m cli fit --config \S*\.yaml --trainer"
+        SystemExit, match=r"demo seed 0 failed with exit code 1.*-m eigenscope fit --config \S*\.yaml --trainer"
     ):
         compare(tmp_path, f"{NET}.patch_size=5", arms=(DEMO,))
     assert "patch_size must divide" in capfd.readouterr().err

@@ -41,7 +41,7 @@ def svae(*more):
         ),
         (
             ["--trainer.callbacks+=CVLossSchedule", "--trainer.callbacks.point_sets={Q: {}}"],
-            "no point_set 'Q'; there are: M",
+            "no point set 'Q'; there are: M",
         ),
         (
             [f"{NET}.hidden=2", f"{NET}.depth=0", "--model.init_args.optimizer.init_args.lr=1e20"],

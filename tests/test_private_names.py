@@ -141,7 +141,7 @@ def test_what_does_not_count():
     assert list(private_sites("x.py", ast.parse(lines), {"_own"}, set())) == []
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("names")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -151,7 +151,7 @@ def results(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-pytestmark = [pytest.mark.xdist_group("private names"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.xdist_group("private_names"), pytest.mark.timeout(900)]
 
 
 def test_with_all_names_help_reads_none_and_a_resumed_run_ends_as_one_that_was_not_stopped(results):

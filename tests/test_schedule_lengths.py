@@ -168,11 +168,9 @@ def test_half_a_length_is_refused(package, given):
         cli.main(["fit", *DEMO, *UNLOGGED, *options])
 
 
-def test_a_short_name_that_two_classes_have_is_refused(capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["fit", *DEMO, f"{SCHEDULE}=CosineAnnealingLR"])
-    said = capsys.readouterr().err
-    assert "eigenscope.optim.CosineAnnealingLR or torch.optim.lr_scheduler.CosineAnnealingLR" in said
+def test_a_short_name_that_torch_has_too_means_the_schedule_that_follows_the_run():
+    config = cli.resolve([*DEMO, f"{SCHEDULE}=CosineAnnealingLR"])
+    assert config["model"]["init_args"]["lr_scheduler"]["class_path"] == "eigenscope.optim.CosineAnnealingLR"
 
 
 @pytest.mark.parametrize(

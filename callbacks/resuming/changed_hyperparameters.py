@@ -92,10 +92,13 @@ def _replayed(entry: LRSchedulerConfig, checkpoint: Mapping[str, Any]) -> dict[s
 
 
 def _overwrite(saved: dict[str, Any], group: Mapping[str, Any], names: set[str]) -> set[str]:
-    """Replaces options of a saved parameter group by a new one's, and returns those that differed."""
+    """Replaces options of a saved parameter group by a new one's, and returns those that differed.
+
+    Under a schedule a learning rate differs if the one that the schedule starts from does.
+    """
     changed = set()
     for name in names:
-        if saved.get(name) != group.get(name):
+        if saved.get(name) != group.get(name) and not (name == "lr" and "initial_lr" in group):
             changed.add("lr" if name == "initial_lr" else name)
         saved.pop(name, None)
         if name in group:

@@ -166,7 +166,7 @@ def test_rekls_and_a_precision_that_is_replaced(monkeypatch, texts, settings):
     assert found["optimizer"][:2] == ("SplitOptimizer of REKLS+AdamW",) * 2
     assert found["qr_fp32_matmul_prec of REKLS"][:2] == ("highest", "highest")
     for side in ("matrix", "other"):
-        assert found[f"learning rate of {side}"] == (0.001, "4e-05, from 0.001 by OneCycleLR", False)
+        assert found[f"learning rate of {side}"] == (0.001, "0.000636833, from 0.001 by OneCycleLR", False)
     routing = record.card["routing"]
     assert routing["REKLS"]["blocks.0.attention.qkv.weight"] == "matrix"
     assert routing["AdamW"]["head.4.weight"] == "excluded by head.*"
