@@ -1,3 +1,4 @@
+import os
 import runpy
 import signal
 from pathlib import Path
@@ -21,8 +22,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+def _threads() -> None:
+    """One thread of torch a test, or as many as TEST_THREADS says."""
+    torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 
 
 @pytest.fixture
