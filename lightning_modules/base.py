@@ -3,6 +3,7 @@
 import inspect
 import io
 import math
+from abc import ABC, abstractmethod
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Self, cast
@@ -158,12 +159,12 @@ class BaseModule(LightningModule):
         self.save_hyperparameters()
 
 
-class EvaluatedModule(BaseModule):
+class EvaluatedModule(BaseModule, ABC):
     """A :class:`BaseModule` with a step for every stage; what one does, a subclass says in :meth:`evaluate`."""
 
+    @abstractmethod
     def evaluate(self, stage: Stage, batch: Any) -> Any:
         """Updates the metrics of a stage with a batch; may return the loss to train with."""
-        raise NotImplementedError
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of a batch, which is logged."""

@@ -1,15 +1,12 @@
 """LightningCLI for Eigenscope: ``fit``, ``validate``, ``test``, ``predict``, and the dispatch to ``compare``."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import yaml
-from jsonargparse import get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -24,7 +21,7 @@ from eigenscope.callbacks.resuming.run_provenance import RunProvenance
 from eigenscope.checkpoints import read_checkpoint
 from eigenscope.cli.compare import compare_main
 from eigenscope.cli.errors.parse_errors import explain_parse_error
-from eigenscope.cli.errors.parser import ExplainingParser, UsageError
+from eigenscope.cli.errors.parser import ExplainingParser, UsageError, loading_present_names
 from eigenscope.cli.errors.runtime_errors import check_writable, explain, is_from_setup, leave_to_main_thread, own_error
 from eigenscope.cli.process.lost_ranks import end_with_launcher, explain_lost_rank
 from eigenscope.cli.resume.compatibility import check_network, check_options, find_checkpoint
@@ -123,7 +120,7 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         given = sys.argv[1:] if args is None else cast(list[str], args)
         notes: dict[str, None] = {}  # in order, each once
         try:
-            with _loading_present_names(notes):
+            with loading_present_names(notes):
                 self.config = parser.parse_args(renamed.options(given, notes.setdefault))
         except renamed.RemovedArgumentError as error:
             raise UsageError(str(error)) from error
@@ -236,17 +233,6 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         chosen = next((saver.best_model_path for saver in savers if saver.monitor), "")
         if getattr(self.datamodule, "protocol", None) == "holdout" and chosen:
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=chosen)
-
-
-@contextmanager
-def _loading_present_names(notes: dict[str, None]) -> Iterator[None]:
-    """A context in which jsonargparse reads configuration files of version 0.4 as if written today."""
-    load = get_loader("yaml")
-    set_loader("yaml", lambda text: renamed.configuration(load(text), notes.setdefault), (yaml.YAMLError,))
-    try:
-        yield
-    finally:
-        set_loader("yaml", load, (yaml.YAMLError,))
 
 
 class _Parsed(Exception):

@@ -2,10 +2,13 @@
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, NoReturn, get_origin
 
-from jsonargparse import ArgumentParser, Namespace
+import yaml
+from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
 
+from eigenscope import renamed
 from eigenscope.adapters import MissingNameError, report_fallback
 from eigenscope.adapters.jsonargparse_names import option_groups
 from eigenscope.cli.errors.class_names import argument_annotation, argument_default, class_at
@@ -132,3 +135,14 @@ def _unfit(value: Any, path: list[str], owner: Any) -> Iterator[tuple[list[str],
 def _is_plain(annotation: Any) -> bool:
     parts = branches(annotation)
     return all(part in _PLAIN or get_origin(part) is Literal for part in parts)
+
+
+@contextmanager
+def loading_present_names(notes: dict[str, None]) -> Iterator[None]:
+    """A context in which jsonargparse reads configuration files of version 0.4 as if written today."""
+    load = get_loader("yaml")
+    set_loader("yaml", lambda text: renamed.configuration(load(text), notes.setdefault), (yaml.YAMLError,))
+    try:
+        yield
+    finally:
+        set_loader("yaml", load, (yaml.YAMLError,))
