@@ -1,11 +1,13 @@
 """NaN/Inf localisation: the first non-finite tensor of a training step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # its stub leaves it out
 from torchmetrics import Metric
@@ -43,7 +45,8 @@ def first_non_finite(pl_module: LightningModule, batch: Any, batch_idx: int, los
             found = None
             if pl_module.automatic_optimization:  # or the step would be one of the optimizer too
                 with suppress(LinAlgError):
-                    pl_module.training_step(batch, batch_idx)
+                    takes_number = is_param_in_hook_signature(pl_module.training_step, "batch_idx", min_args=2)
+                    pl_module.training_step(*([batch, batch_idx] if takes_number else [batch]))
     if found is not None:
         return found if not outputs else f"{found}; the first module to give one is {outputs[0]}"
     if outputs:
@@ -66,13 +69,19 @@ def non_finite_weight(pl_module: LightningModule) -> str | None:
 
 
 def float_tensors(values: Any) -> Iterator[Tensor]:
-    """The floating-point tensors among nested tuples, lists and dictionaries."""
+    """The floating-point and complex tensors among nested sequences, mappings and dataclasses."""
     if isinstance(values, Tensor):
-        if values.is_floating_point():
-            yield values
-    elif isinstance(values, (tuple, list, dict)):
-        for part in values.values() if isinstance(values, dict) else values:
+        if values.is_floating_point() or values.is_complex():
+            yield values.coalesce().values() if values.is_sparse else values
+    elif isinstance(values, Mapping):
+        for part in values.values():
             yield from float_tensors(part)
+    elif isinstance(values, (tuple, list)):
+        for part in values:
+            yield from float_tensors(part)
+    elif is_dataclass(values) and not isinstance(values, type):
+        for field in fields(values):
+            yield from float_tensors(getattr(values, field.name))
 
 
 def _in_trace(traced: Traced, batch: Any) -> str | None:

@@ -2,7 +2,8 @@ import copy
 import hashlib
 import math
 import os
-from collections import OrderedDict
+from collections import OrderedDict, UserDict
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,87 @@ def test_an_eigensolver_that_refuses_is_explained(tmp_path):
     (note,) = caught.value.__notes__
     assert "step 0: the first tensor that is not finite is 'encoder output', in samples of label 0, label 1" in note
     assert (tmp_path / "checkpoints" / "last_good.ckpt").exists()
+
+
+class Weights(LightningModule):
+    """A sum of weights times a factor, whose gradients are that factor and more with every step."""
+
+    def __init__(self, factor, hook=None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(64))
+        self.factor = factor
+        if hook is not None:
+            self.weight.register_hook(hook)
+
+    def validation_step(self, batch):
+        """None."""
+
+    def training_step(self, batch):
+        return (self.weight * self.factor).mul(1 / 64).sum() * (batch.mean() / batch.mean())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+@pytest.mark.parametrize(
+    ("precision", "factor"), [("32-true", 3e38), ("16-true", 3e4), ("bf16-true", 3e38), ("64-true", 1e308)]
+)
+def test_large_finite_batches_and_gradients_pass_though_their_sums_overflow(tmp_path, precision, factor):
+    tested = Weights(factor, lambda gradient: gradient * 64)
+    trainer = fit(tested, [torch.full((2**17,), 1.0)] * 2, tmp_path / "large", precision=precision)
+    assert trainer.global_step == 2
+    gradient = tested.weight.grad
+    assert gradient.isfinite().all()
+    assert not gradient.sum().isfinite()
+    with pytest.raises(NonFiniteError, match="the gradient of 'weight' is not"):
+        fit(Weights(1.0, lambda gradient: gradient * torch.nan), [torch.ones(4)], tmp_path, precision=precision)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [(torch.float16, torch.inf), (torch.bfloat16, -torch.inf), (torch.float32, torch.nan), (torch.float64, torch.inf)],
+)
+def test_one_entry_of_any_dtype_is_found_in_any_container(tmp_path, dtype, value):
+    largest = torch.full((4, 64), torch.finfo(dtype).max, dtype=dtype)
+    fit(Nothing(), [{"a": largest, "b": OrderedDict(c=[largest])}], tmp_path / "finite")
+    spoilt = largest.clone()
+    spoilt[2, 3] = value
+    batches = ({"a": largest, "b": OrderedDict(c=[spoilt])}, UserDict(x=spoilt), Pair(largest, spoilt))
+    for number, batch in enumerate(batches):
+        with pytest.raises(NonFiniteError, match="step 0: the batch is not finite"):
+            fit(Nothing(), [batch], tmp_path / str(number))
+
+
+@dataclass
+class Pair:
+    left: torch.Tensor
+    right: torch.Tensor
+
+
+class Nothing(LightningModule):
+    """Learns nothing from a batch of any kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def validation_step(self, batch):
+        """None."""
+
+    def training_step(self, batch):
+        return self.weight.sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def test_gradients_that_no_loss_scale_mends_stop(tmp_path):
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    plugin = MixedPrecision("16-mixed", "cpu", scaler)
+    tested = Weights(1.0, lambda gradient: gradient * torch.nan)
+    with pytest.raises(NonFiniteError, match="step 2: the batch and the loss are finite, the gradient of 'weight' is"):
+        fit(tested, [torch.ones(4)] * 8, tmp_path, plugins=[plugin])
+    assert scaler.get_scale() == 1.0
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:You.re resuming from a checkpoint that ended")
