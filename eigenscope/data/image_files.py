@@ -1,5 +1,6 @@
 """One image file as eight bits of red, green and blue, whatever its format and depth."""
 
+import io
 import warnings
 from functools import cache
 from pathlib import Path
@@ -51,11 +52,11 @@ def decode_image(path: Path) -> DecodedImage:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_readable()) as file:
+            content = io.BytesIO(path.read_bytes())  # Pillow maps an open file, and maps a turned TIFF wrongly
+            with Image.open(content, formats=_readable()) as file:
                 return _decode(file)
     except UnidentifiedImageError as error:
-        empty = path.stat().st_size == 0
-        reason = "it is empty" if empty else f"Pillow finds no {', '.join(_readable())} in it"
+        reason = "it is empty" if not content.getbuffer() else f"Pillow finds no {', '.join(_readable())} in it"
         raise ValueError(f"{path} is not a readable image: {reason}") from error
     except Exception as error:  # Pillow's decoders raise errors of every kind on damaged files
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__

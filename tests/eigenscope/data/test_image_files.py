@@ -221,12 +221,12 @@ def test_a_file_that_was_cut_short_is_refused(tmp_path, kind):
     path = tmp_path / "image.png"
     for share in (0.05, 0.3, 0.6, 0.9):
         path.write_bytes(content[: int(len(content) * share)])
-        with pytest.raises(ValueError, match="image.png is not a readable image: "):
+        with pytest.raises(ValueError, match=r"image\.png is not a readable image: "):
             decode_image(path)
 
 
 def test_a_folder_and_nothing_are_refused_too(tmp_path):
-    with pytest.raises(ValueError, match="gone.png is not a readable image: No such file or directory"):
+    with pytest.raises(ValueError, match=r"gone\.png is not a readable image: No such file or directory"):
         decode_image(tmp_path / "gone.png")
     with pytest.raises(ValueError, match="is not a readable image: Is a directory"):
         decode_image(tmp_path)
