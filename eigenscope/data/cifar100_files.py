@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import pickle
 import tarfile
 import threading
@@ -27,7 +28,8 @@ _FOLDER = "give images as files with --data.init_args.source folder --data.init_
 
 def cifar100_is_there(root: Path) -> bool:
     """Whether the files or their archive lie in ``root``, whole or not."""
-    return (root / CIFAR100.filename).exists() or any((root / CIFAR100.base_folder / name).exists() for name in _sums())
+    places = [root / CIFAR100.filename, *(root / CIFAR100.base_folder / name for name in _sums())]
+    return any(map(os.path.exists, places))
 
 
 def planned_download(root: Path) -> str:
@@ -95,7 +97,7 @@ def read_cifar100(root: Path, split: Literal["train", "test"]) -> LabelledImages
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images, {len(labels)} labels")
     except Exception as error:  # a pickle can fail in any way
-        raise ValueError(f"{path} does not hold images as CIFAR-100 does: {error}") from error
+        raise ValueError(f"{path} does not hold images as CIFAR-100 does: {_reason(error)}") from error
     return LabelledImages(images, labels)
 
 
@@ -127,7 +129,7 @@ def _missing(root: Path) -> list[str]:
         path = root / CIFAR100.base_folder / name
         try:
             _verify(path, path.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             missing.append(name)
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}") from error
@@ -171,7 +173,9 @@ def _members(archive: Path) -> dict[str, bytes]:
     except PermissionError as error:
         raise ValueError(f"{archive} cannot be read: {error.strerror}") from error
     except Exception as error:  # damaged ones raise errors of tarfile, gzip, zlib and the system
-        raise ValueError(f"{archive} is damaged or cut short ({error}); {remedy}") from error
+        several = isinstance(error, tarfile.ReadError) and "\n" in str(error)  # one line for each compression it tried
+        reason = "it is no tar archive" if several else _reason(error)
+        raise ValueError(f"{archive} is damaged or cut short ({reason}); {remedy}") from error
     for name, content in members.items():
         if _md5(content) != _sums()[name]:
             raise ValueError(f"{archive} is not the published archive: its {name} has another MD5; {remedy}")
@@ -214,7 +218,7 @@ def _ask_server(root: Path) -> None:
 
     def ask() -> None:
         try:
-            _open(_ANSWER_SECONDS).close()
+            _open(_STALL_SECONDS).close()
         except Exception as error:  # handed to the caller
             failures.append(error)
 
@@ -242,7 +246,7 @@ def _reason(error: Exception) -> str:
     reason = getattr(error, "reason", None)  # of urllib's, which may be an error itself or words
     if isinstance(reason, OSError):
         error = reason
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 
 
 def _md5(content: bytes) -> str:

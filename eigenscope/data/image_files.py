@@ -59,7 +59,7 @@ def decode_image(path: Path) -> DecodedImage:
         reason = "it is empty" if not content.getbuffer() else f"Pillow finds no {', '.join(_readable())} in it"
         raise ValueError(f"{path} is not a readable image: {reason}") from error
     except Exception as error:  # Pillow's decoders raise errors of every kind on damaged files
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} is not a readable image: {reason}") from error
 
 
