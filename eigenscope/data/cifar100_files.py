@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -232,7 +233,11 @@ def _ask_server(root: Path) -> None:
 
 
 def _open(seconds: float) -> Any:
-    return urlopen(Request(CIFAR100.url, headers={"User-Agent": "eigenscope"}), timeout=seconds)
+    try:
+        return urlopen(Request(CIFAR100.url, headers={"User-Agent": "eigenscope"}), timeout=seconds)
+    except HTTPError as error:
+        error.close()  # it holds the connection
+        raise
 
 
 def _unavailable(root: Path, reason: str) -> ValueError:
