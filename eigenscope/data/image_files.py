@@ -76,7 +76,7 @@ def _decode(file: Image.Image) -> DecodedImage:
     transparent = False
     if upright.has_transparency_data:
         upright = upright.convert("RGBA")
-        transparent = upright.getchannel("A").getextrema()[0] < 255
+        transparent = bool((np.asarray(upright.getchannel("A")) < 255).any())
     pixels = np.array(upright.convert("RGB"))
     return DecodedImage(torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), transparent)
 
@@ -105,7 +105,8 @@ def _scaled(values: np.ndarray, mode: str, tags: dict[int, object]) -> np.ndarra
     wide = values.astype(np.int64)
     if _first(tags, _PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts eight bits, but not sixteen
         wide = white - wide
-    return ((wide * 255 + white // 2) // white).astype(np.uint8)
+    scaled: np.ndarray = ((wide * 255 + white // 2) // white).astype(np.uint8)
+    return scaled
 
 
 def _first(tags: dict[int, object], tag: int) -> int | None:
