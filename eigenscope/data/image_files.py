@@ -90,23 +90,23 @@ def _upright(file: Image.Image) -> Image.Image:
 
 def _scaled(values: np.ndarray, mode: str, tags: dict[int, object]) -> np.ndarray:
     """Gray values of more than eight bits as (H, W) uint8."""
+    inverted = _first(tags, _PHOTOMETRIC) == _WHITE_IS_ZERO  # Pillow inverts eight bits, but not more
+    scaled: np.ndarray
     if mode == "F":
         if not ((values >= 0) & (values <= 1)).all():  # nor NaN
             raise ValueError(
                 f"floats must lie in [0, 1], it has {values.min():.5g} to {values.max():.5g}; scale them, or save "
                 "8- or 16-bit integers"
             )
-        return (values * 255).round().astype(np.uint8)
+        scaled = (values * 255).round().astype(np.uint8)
+        return 255 - scaled if inverted else scaled
     bits = _first(tags, _BITS) or 16
     if _first(tags, _SAMPLE_FORMAT) == _SIGNED or bits > 16:
         kind = "signed" if _first(tags, _SAMPLE_FORMAT) == _SIGNED else "unsigned"
         raise ValueError(f"it has {kind} {bits}-bit integers, of which none is white; save unsigned 8- or 16-bit ones")
     white = 2**bits - 1
-    wide = values.astype(np.int64)
-    if _first(tags, _PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts eight bits, but not sixteen
-        wide = white - wide
-    scaled: np.ndarray = ((wide * 255 + white // 2) // white).astype(np.uint8)
-    return scaled
+    scaled = ((values.astype(np.int64) * 255 + white // 2) // white).astype(np.uint8)
+    return 255 - scaled if inverted else scaled
 
 
 def _first(tags: dict[int, object], tag: int) -> int | None:

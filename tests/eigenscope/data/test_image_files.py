@@ -105,6 +105,7 @@ GRAY = {
     "TIFF 8 white is zero": lambda x: tiff(255 - gray(x), 8, photometric=0),
     "TIFF float": lambda x: tiff(gray(x) / 255, 32, sample_format=3),
     "TIFF float big-endian": lambda x: tiff(gray(x) / 255, 32, sample_format=3, order=">"),
+    "TIFF float white is zero": lambda x: tiff(1 - gray(x) / 255, 32, sample_format=3, photometric=0),
     "PGM 16": lambda x: netpbm(gray(x) * 257, 65535),
     "PGM 12": lambda x: netpbm((gray(x) * 4095 + 127) // 255, 4095),
     "L": pillow("L", "PNG"),
