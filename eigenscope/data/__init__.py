@@ -2,8 +2,9 @@
 
 from eigenscope.data.associative_recall import RecallDataset, RecallTask, ShorterContext, draw_recall
 from eigenscope.data.augmentation import AugmentationKind, augmentation
-from eigenscope.data.class_folders import class_names, read_class_folders
+from eigenscope.data.class_folders import class_names
 from eigenscope.data.epoch_sampler import EpochIndex, EpochSampler
+from eigenscope.data.image_cache import read_class_folders
 from eigenscope.data.image_dataset import ImageDataset, LabelledImages, stratified_split
 from eigenscope.data.noise_dataset import NoiseDataset
 from eigenscope.data.synthetic_images import draw_images
