@@ -24,9 +24,9 @@ if __name__ == "__main__":
 
 UNSENT = """
 import multiprocessing, os, time
-from eigenscope.datamodules import loaders
+from eigenscope import loader_processes
 
-loaders.worker_init(0)
+loader_processes.begin(None, 0)
 queue = multiprocessing.Queue()
 queue.put(lambda: None)  # which cannot be sent
 time.sleep(10)

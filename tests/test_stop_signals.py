@@ -1,0 +1,96 @@
+"""A signal at any moment of a run leaves a checkpoint of its step, a record of why, and a code that says which."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from eigenscope import cli
+from eigenscope.callbacks import TrainingInterrupted
+from eigenscope.checkpoints import read_checkpoint
+from eigenscope.cli import lightning_cli
+from eigenscope.results.run_metadata import RunMetadata
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+LAST = Path("runs/demo/version_0/checkpoints/last.ckpt")
+NET = "--model.init_args.net.init_args"
+SMALL = [
+    *("fit", "--config", str(CONFIGS / "demo.yaml")),
+    *(f"{NET}.{option}" for option in ("width=16", "depth=2", "num_heads=2", "dropout=0.1")),
+    *(f"--data.init_args.{option}" for option in ("train_size=100", "test_size=100", "batch_size=20")),
+    "--data.init_args.num_workers=0",
+    "--model.init_args.lr_scheduler=null",
+    "--trainer.accelerator=cpu",
+    "--trainer.max_epochs=2",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+]
+
+
+class Sends(Callback):
+    """Sends this process a signal, and perhaps more, when a hook is called for the n-th time."""
+
+    def __init__(self, hook, count, numbers):
+        self.left, self.numbers = count, numbers
+        setattr(self, hook, self.act)
+
+    def act(self, *_, **__):
+        self.left -= 1
+        if self.left == 0:
+            for number in self.numbers:
+                os.kill(os.getpid(), number)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs the command in a folder; ``sent`` is (hook, count, signals)."""
+    make = lightning_cli.EigenscopeCLI.instantiate_trainer
+
+    def run(folder, *more, sent=None):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / folder)
+
+        def with_signals(self, **options):
+            trainer = make(self, **options)
+            trainer.callbacks[:0] = [Sends(*sent)] if sent else []
+            return trainer
+
+        with monkeypatch.context() as patch:
+            patch.setattr(lightning_cli.EigenscopeCLI, "instantiate_trainer", with_signals)
+            return cli.main([*SMALL, *more])
+
+    return run
+
+
+MOMENTS = {
+    "start": ("on_fit_start", 1, 0),
+    "sanity check": ("on_validation_batch_end", 1, 0),
+    "first batch": ("on_train_batch_start", 1, 0),
+    "step": ("on_train_batch_end", 7, 7),
+    "validation": ("on_validation_batch_end", 2 + 3, 5),
+    "start of validation": ("on_validation_start", 2, 5),
+    "last validation": ("on_validation_batch_end", 2 + 5 + 1, 10),
+    "end of validation": ("on_validation_end", 2, 5),
+    "writing": ("on_save_checkpoint", 1, 5),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_signal_at_any_moment_changes_nothing(run, moment):
+    hook, count, step = MOMENTS[moment]
+    with pytest.raises(TrainingInterrupted, match=f"SIGTERM ended the run after step {step}; to resume"):
+        run("stopped", sent=(hook, count, [signal.SIGTERM, signal.SIGINT, signal.SIGTERM]))
+    assert RunMetadata.load(LAST.parents[1]).outcome == "interrupted"
+    assert read_checkpoint(LAST)["global_step"] == step
+    resumed = run("stopped", "--ckpt_path", str(LAST))
+    last = read_checkpoint(LAST)
+    whole = run("whole")
+    expected = read_checkpoint(LAST)
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+    assert whole.trainer.callback_metrics == resumed.trainer.callback_metrics
+    assert last["loops"] == expected["loops"]
