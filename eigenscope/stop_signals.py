@@ -63,14 +63,15 @@ class StopSignals:
         """
         if threading.current_thread() is threading.main_thread():
             self.received, self._defers, self._ending, self._listens = None, False, False, True
+            self._before = dict(self._before)  # another than before: a new time of listening
             self._install()
             self._watch()
 
     def defer(self) -> None:
         """Notes signals in ``received`` from now on; nothing outside of the main thread."""
         if threading.current_thread() is threading.main_thread():
-            if not self._before:
-                self.received = None
+            if not self._listens and not self._defers:
+                self.received, self._ending = None, False
             self._defers = True
             self._install()
 
@@ -95,14 +96,15 @@ class StopSignals:
             self.received = None
 
     def close(self) -> None:
-        """Ends what :meth:`listen` began, unless a signal has come: then the process is about to end."""
-        if self.received is None:
-            self._listens = self._defers = False
+        """Ends what :meth:`listen` began. If a signal has come, the process is about to end: more change nothing."""
+        self._listens = self._defers = False
+        self._ending = self.received is not None
+        if not self._ending:
             self._hand_back()
-            if self._wakeup is not None:
-                signal.set_wakeup_fd(-1)
-                os.close(self._wakeup[1])  # its reader closes the other
-                self._wakeup = None
+        if self._wakeup is not None:
+            signal.set_wakeup_fd(-1)
+            os.close(self._wakeup[1])  # its reader closes the other
+            self._wakeup = None
 
     def after_fork(self) -> None:
         """Keeps a forked child from writing the numbers of its signals into the pipe of its parent."""
@@ -134,7 +136,7 @@ class StopSignals:
         if self.received is None:
             self.received, self._since = signal.Signals(number), time.monotonic()
         insists = number == signal.SIGINT and time.monotonic() - self._since > _SAME
-        if not self._ending and (insists or (first and not self._defers)):
+        if (not self._ending and first and not self._defers) or (insists and (not self._ending or not self._listens)):
             raise StopRequested(number)
 
     def _watch(self) -> None:
@@ -151,12 +153,13 @@ class StopSignals:
     def _look_after(self, read: int) -> None:
         while number := os.read(read, 1):
             if number[0] in STOP_SIGNALS:
-                threading.Thread(target=self._end_if_stuck, args=(number[0],), daemon=True).start()
+                threading.Thread(target=self._end_if_stuck, args=(number[0], self._before), daemon=True).start()
         os.close(read)
 
-    def _end_if_stuck(self, number: int) -> None:
+    def _end_if_stuck(self, number: int, before: dict[int, Any]) -> None:
         time.sleep(_STUCK)
-        if self.received is None and not self._defers and signal.getsignal(number) == self._hear:
+        listens = self._listens and before is self._before and signal.getsignal(number) == self._hear
+        if listens and self.received is None and not self._defers:
             if is_first_rank():
                 with suppress(OSError):
                     os.write(2, f"{StopRequested(number)}\n".encode())

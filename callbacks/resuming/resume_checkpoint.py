@@ -117,6 +117,11 @@ class ResumeCheckpoint(Checkpoint):
                     callback.on_validation_epoch_end(trainer, pl_module)  # which puts the weights back
             self._stop(trainer, signum)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes that the state is another than before the validation, which may have been saved."""
+        if not trainer.sanity_checking:
+            self._saved_step = -1
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the final state."""
         if trainer.global_step > self._saved_step:
