@@ -1,11 +1,12 @@
 """Stops a training at random moments by a signal to all of its processes, resumes it each time, and looks at the end.
 
-    python tests/random_stops.py FOLDER --times 10 --seed 0 --signal SIGTERM --ranks 2 --workers 1 --launch fork
+    python tests/random_stops.py FOLDER --times 10 --seed 0 --signal SIGTERM --ranks 2 --launch fork
 
 A run of ``ranks`` ranks, each with loader processes, is sent the signal as ``kill -- -GROUP`` sends it, at a random
-moment of its start, training, validation or saving. Each stop must leave exit code 128 + signal, one sentence, an outcome
-in ``run.json`` that is not ``running``, and a checkpoint of the step that the sentence names; the next attempt resumes
-from it. The last one ends as a run that nobody stopped, bit for bit. ``fork`` forks the ranks from this process, which
+moment of its start, training, validation or saving. Each stop must leave exit code 128 + signal, one sentence, an
+outcome in ``run.json`` that is not ``running``, and a checkpoint of the step that the sentence names; the next attempt resumes
+from it. The last one ends as a run that nobody stopped, bit for bit. SIGKILL leaves the last checkpoint, which is then
+saved after every step, and no more. ``fork`` forks the ranks from this process, which
 has imported everything, as ``torchrun`` would start them; ``lightning`` and ``torchrun`` start them as people do.
 """
 
@@ -35,14 +36,18 @@ SENTENCE = re.compile(r"SIG\w+ ended the run after step (\d+); to resume: --ckpt
 AT_ONCE = re.compile(r"SIG\w+ ended the run at once; no checkpoint was saved of that moment")
 
 
-def arguments(folder: Path, ranks: int, workers: int, epochs: int) -> list[str]:
+def arguments(folder: Path, number: int, ranks: int, epochs: int) -> list[str]:
+    """A small demo with a process for its loaders."""
     config = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
+    for callback in config["trainer"]["callbacks"]:
+        if callback["class_path"] == "ResumeCheckpoint" and number == signal.SIGKILL:
+            callback["init_args"] = {"every_n_steps": 1}
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
     return [
         *("fit", "--config", str(folder / "run.yaml")),
         *(f"{NET}.{option}" for option in ("width=16", "depth=2", "num_heads=2", "dropout=0.1")),
         *(f"--data.init_args.{option}" for option in ("train_size=200", "test_size=400", "batch_size=20")),
-        f"--data.init_args.num_workers={workers}",
+        "--data.init_args.num_workers=1",
         "--model.init_args.lr_scheduler=null",
         "--trainer.logger.init_args.version=0",
         "--trainer.accelerator=cpu",
@@ -88,7 +93,9 @@ def forked(args: list[str], ranks: int, folder: Path) -> list[int]:
 
 
 def launched(args: list[str], launch: str, ranks: int, folder: Path) -> subprocess.Popen[bytes]:
-    module = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"] if launch == "torchrun" else []
+    module = (
+        ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"] if launch == "torchrun" else []
+    )
     command = [sys.executable, "-W", "ignore", "-m", *module, "eigenscope", *args]
     with (folder / "err0").open("w") as err, (folder / "out0").open("w") as out:
         return subprocess.Popen(command, cwd=folder, stdout=out, stderr=err, start_new_session=True)
@@ -145,6 +152,9 @@ def differences(whole: Path, stopped: Path) -> list[str]:
 
 def check(attempt: Attempt, codes: list[int | None], number: int, last: Path, launch: str) -> tuple[str, list[str]]:
     """What the stop left, and what is wrong with that."""
+    if number == signal.SIGKILL:
+        step = read_checkpoint(last)["global_step"] if last.exists() else 0
+        return f"checkpoint of step {step}", [] if codes == [-number] * len(codes) else [f"exit codes {codes}"]
     said = attempt.said()
     sentence, at_once = SENTENCE.search(said), AT_ONCE.search(said)
     wrong = []
@@ -165,12 +175,12 @@ def check(attempt: Attempt, codes: list[int | None], number: int, last: Path, la
     return "at once" if at_once else "?", wrong
 
 
-def stops(folder: Path, times: int, seed: int, number: int, ranks: int, workers: int, launch: str, latest: float) -> int:
+def stops(folder: Path, number: int, times: int, seed: int, ranks: int, launch: str, latest: float) -> int:
     """Runs all of it; the number of stops that were wrong, and 1 more if the end is another."""
     folder.mkdir(parents=True, exist_ok=True)
     moments, bad = random.Random(seed), 0
     last = folder / "runs" / "demo" / "version_0" / "checkpoints" / "last.ckpt"
-    endless = arguments(folder, ranks, workers, 100_000)
+    endless = arguments(folder, number, ranks, 100_000)
     for n in range(times):
         attempt = Attempt([*endless, *(["--ckpt_path", str(last)] if last.exists() else [])], launch, ranks, folder)
         begun = time.time()
@@ -191,7 +201,7 @@ def stops(folder: Path, times: int, seed: int, number: int, ranks: int, workers:
         if wrong:
             print(attempt.said(), flush=True)
     step = read_checkpoint(last)["global_step"] if last.exists() else 0
-    finite = arguments(folder, ranks, workers, step // 10 + 1)
+    finite = arguments(folder, number, ranks, step // 10 + 1)
     whole = ["--trainer.logger.init_args.save_dir=whole"]
     for more in ([*(["--ckpt_path", str(last)] if last.exists() else [])], whole):
         codes = Attempt([*finite, *more], "fork", ranks, folder).wait(600)
@@ -199,7 +209,10 @@ def stops(folder: Path, times: int, seed: int, number: int, ranks: int, workers:
             print(f"the last run ended with {codes}")
             return bad + 1
     found = differences(folder / "whole" / last.relative_to(folder / "runs"), last)
-    print(f"{times} stops, {bad} wrong; stopped at step {step} last; {len(found)} differences to a run that was not: {found[:5]}")
+    name = signal.Signals(number).name
+    print(
+        f"{times} times {name}, {bad} wrong, last at step {step}; not equal to a run without: {found[:5] or 'nothing'}"
+    )
     return bad + bool(found)
 
 
@@ -209,19 +222,19 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--signal", default="SIGTERM")
+    parser.add_argument("--signal", nargs="+", default=["SIGTERM"], help="one study after another")
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--launch", choices=("fork", "lightning", "torchrun"), default="fork")
-    parser.add_argument("--latest", type=float, default=2.0, help="seconds after the start, or the first step, at which it comes at latest")
+    parser.add_argument("--latest", type=float, default=2.0, help="seconds after the start, or the first step")
     given = parser.parse_args()
     from eigenscope.cli import lightning_cli  # noqa: F401  once, for all forks
 
     torch.set_num_threads(1)
-    number = signal.Signals[given.signal]
-    sys.exit(
-        stops(given.folder.resolve(), given.times, given.seed, number, given.ranks, given.workers, given.launch, given.latest)
-    )
+    bad = 0
+    for name in given.signal:
+        folder = given.folder.resolve() / name
+        bad += stops(folder, signal.Signals[name], given.times, given.seed, given.ranks, given.launch, given.latest)
+    sys.exit(min(bad, 1))
 
 
 if __name__ == "__main__":

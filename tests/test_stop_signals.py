@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from eigenscope.checkpoints import read_checkpoint
 from eigenscope.cli import lightning_cli
 from eigenscope.results.run_metadata import RunMetadata
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
 LAST = Path("runs/demo/version_0/checkpoints/last.ckpt")
 NET = "--model.init_args.net.init_args"
 SMALL = [
@@ -98,3 +101,51 @@ def test_a_signal_at_any_moment_changes_nothing(run, whole, moment):
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
     assert metrics == resumed.trainer.callback_metrics
     assert last["loops"] == expected["loops"]
+
+
+def stopped_by_one(rank, hook, count):
+    """What ends this rank when one of them is sent a signal."""
+    trainer_of = lightning_cli.EigenscopeCLI.instantiate_trainer
+
+    def with_signals(self, **options):
+        trainer = trainer_of(self, **options)
+        trainer.callbacks[:0] = [Sends(hook, count, [signal.SIGTERM])] if trainer.global_rank == rank else []
+        return trainer
+
+    # ranks have 3 and 2 batches of the validation set
+    more = ["--data.init_args.test_size=51", "--trainer.strategy=ddp", "--trainer.devices=2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lightning_cli.EigenscopeCLI, "instantiate_trainer", with_signals)
+        try:
+            cli.main([*SMALL, *more])
+        except TrainingInterrupted as stop:
+            return str(stop)
+
+
+@pytest.mark.xdist_group("ddp")
+@pytest.mark.parametrize(
+    ("rank", "hook", "count", "step"),
+    [
+        (1, "on_train_batch_end", 3, 3),
+        (1, "on_validation_batch_end", 2 + 1, 5),
+        (0, "on_validation_batch_end", 2 + 3, 5),
+    ],
+    ids=["step", "validation", "longer validation"],
+)
+def test_ranks_agree_on_a_signal_to_one(two_ranks, rank, hook, count, step, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ends = [outcome.value for outcome in two_ranks.run(stopped_by_one, rank, hook, count)]
+    assert ends == [f"SIGTERM ended the run after step {step}; to resume: --ckpt_path {LAST}"] * 2
+    assert read_checkpoint(LAST)["global_step"] == step
+    assert RunMetadata.load(LAST.parents[1]).outcome == "interrupted"
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+def test_stops_at_random_moments_change_nothing(name, tmp_path):
+    """STOPS says how many; two ranks with loader processes are sent SIGTERM, one is sent SIGKILL."""
+    command = [sys.executable, "-W", "ignore", "-P", str(ROOT / "tests" / "random_stops.py"), str(tmp_path)]
+    ranks, times = ("2", "2") if name == "SIGTERM" else ("1", "4")
+    options = ["--signal", name, "--ranks", ranks, "--times", os.environ.get("STOPS", times), "--latest", "0.5"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]

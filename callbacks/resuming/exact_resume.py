@@ -29,8 +29,8 @@ class ExactResume(Callback):
 
     Where in an epoch a run was stopped is the trainer's own count of batches, and loaders that can are told to resume
     there: a sample depends on (seed, epoch, index) alone, so there is no state of workers to keep.
-    :class:`~eigenscope.callbacks.ResumeCheckpoint` saves between two steps, where all this is exact. A checkpoint that is
-    saved within a validation is of its start: the resumed run begins that validation again.
+    :class:`~eigenscope.callbacks.ResumeCheckpoint` saves between two steps, where all this is exact. A checkpoint
+    that is saved within a validation is of its start: the resumed run begins that validation again.
     """
 
     affects_training = False
@@ -109,7 +109,9 @@ class ExactResume(Callback):
         }
         if self._validation is not None:
             mine["streams"] = self._validation["streams"]
-            mine["metrics"] = {name: mine["metrics"][name] for name in mine["metrics"] if name in self._validation["metrics"]}
+            mine["metrics"] = {
+                name: mine["metrics"][name] for name in mine["metrics"] if name in self._validation["metrics"]
+            }
             if self._validation["progress"] is not None:
                 _begin_again(checkpoint["loops"]["fit_loop"], self._validation["progress"])
         ranks: list[Any] = [mine]

@@ -196,7 +196,7 @@ def resume_loaders(trainer: Trainer) -> bool:
 
 
 def validation_progress(trainer: Trainer) -> Any:
-    """The counts of validation batches, with ``total`` and ``current``; a checkpoint has them as ``VALIDATION_PROGRESS``.
+    """The counts of validation batches, with ``total`` and ``current``; in a checkpoint ``VALIDATION_PROGRESS``.
 
     Returns:
         None, and a note on stderr, where Lightning keeps them elsewhere.
@@ -215,8 +215,8 @@ VALIDATION_PROGRESS = "epoch_loop.val_loop.batch_progress"
 def keep_signals(trainer: Trainer) -> None:
     """Keeps Lightning's own signal handlers out of a run.
 
-    They wait for other ranks within a handler, and under SLURM save and requeue in the middle of a step. Where Lightning
-    installs them elsewhere they are replaced later, and stderr says so.
+    They wait for other ranks within a handler, and under SLURM save and requeue in the middle of a step. Where
+    Lightning installs them elsewhere they are replaced later, and stderr says so.
     """
     try:
         _LIGHTNING.set(_LIGHTNING.get(trainer, "_signal_connector"), "register_signal_handlers", _nothing)

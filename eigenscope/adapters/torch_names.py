@@ -1,5 +1,4 @@
-"""torch's private names: the mode that sees every operation, what ``Module.compile`` leaves, hooks of a state's load,
-the start of a loader's processes.
+"""torch's private names: the mode that sees every operation, what ``compile`` leaves, a state's load, a loader's start.
 
 Nothing here imports more than torch, so the mathematics may use it.
 """
@@ -104,7 +103,9 @@ def wrap_loader_start(
     try:
         start = _TORCH.get(DataLoader, "_get_iterator")
     except MissingNameError as missing:
-        report_fallback("a stop signal to all processes of a run ends its loader processes, and with them the run", missing)
+        report_fallback(
+            "a stop signal to all processes of a run ends its loader processes, and with them the run", missing
+        )
         return
     if getattr(start, "is_wrapped", False):
         return

@@ -63,8 +63,8 @@ def end_with_launcher(grace: float = 5.0) -> None:
 def end_by_signal(signum: int, sentence: str, patience: float = 10.0) -> NoReturn:
     """Ends this process as a signal would; the first rank says why.
 
-    A rank that Lightning started waits until the process that did is gone: Lightning kills that, whatever it is at, when
-    another rank ends first.
+    A rank that Lightning started waits until the process that did is gone: Lightning kills that, whatever it is at,
+    when another rank ends first.
 
     Args:
         signum: which signal.
