@@ -4,9 +4,9 @@
 
 A run of ``ranks`` ranks, each with loader processes, is sent the signal as ``kill -- -GROUP`` sends it, at a random
 moment of its start, training, validation or saving. Each stop must leave exit code 128 + signal, one sentence, an
-outcome in ``run.json`` that is not ``running``, and a checkpoint of the step that the sentence names; the next attempt resumes
-from it. The last one ends as a run that nobody stopped, bit for bit. SIGKILL leaves the last checkpoint, which is then
-saved after every step, and no more. ``fork`` forks the ranks from this process, which
+outcome in ``run.json`` that is not ``running``, and a checkpoint of the step that the sentence names; the next attempt
+resumes from it. The last one ends as a run that nobody stopped, bit for bit. SIGKILL leaves the last checkpoint, which
+is then saved after every step, and no more. ``fork`` forks the ranks from this process, which
 has imported everything, as ``torchrun`` would start them; ``lightning`` and ``torchrun`` start them as people do.
 """
 

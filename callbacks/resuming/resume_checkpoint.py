@@ -34,10 +34,10 @@ class ResumeCheckpoint(Checkpoint):
     It is saved between two steps of the optimizer: after every epoch, when its validation and its metrics are done,
     at the end of the training, after every ``every_n_steps`` steps, and when a signal ends the run: SIGINT (Ctrl-C),
     SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 or SIGXCPU, to the process or to all processes of the run. The step under way
-    comes to its end first. A validation under way is left, and begins again when the run is resumed; only one after the last
-    step of ``max_steps`` comes to its end, since Lightning resumes nothing after it. A signal before the first step
-    saves the checkpoint of step 0. Further signals change nothing, but Ctrl-C after more than a second ends the run at
-    once. A signal that is ignored when training starts, as SIGINT is in a background job of a shell, stays ignored, and
+    comes to its end first. A validation under way is left, and begins again when the run is resumed; only one after
+    the last step of ``max_steps`` comes to its end, since Lightning resumes nothing after it. A signal before the first
+    step saves the checkpoint of step 0. Further signals change nothing, but Ctrl-C after more than a second ends the
+    run at once. A signal that is ignored when training starts, as SIGINT is in a background job of a shell, stays ignored, and
     so does the handler that a program has given SIGHUP, SIGUSR1, SIGUSR2 or SIGXCPU.
 
     Under DDP a signal to one rank ends all of them after the same step. Logs are flushed before it is saved, so that
