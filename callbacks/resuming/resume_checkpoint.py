@@ -37,8 +37,8 @@ class ResumeCheckpoint(Checkpoint):
     comes to its end first. A validation under way is left, and begins again when the run is resumed; only one after
     the last step of ``max_steps`` comes to its end, since Lightning resumes nothing after it. A signal before the first
     step saves the checkpoint of step 0. Further signals change nothing, but Ctrl-C after more than a second ends the
-    run at once. A signal that is ignored when training starts, as SIGINT is in a background job of a shell, stays ignored, and
-    so does the handler that a program has given SIGHUP, SIGUSR1, SIGUSR2 or SIGXCPU.
+    run at once. A signal that is ignored when training starts, as SIGINT is in a background job of a shell, stays
+    ignored; a handler that a program has given SIGHUP, SIGUSR1, SIGUSR2 or SIGXCPU stays.
 
     Under DDP a signal to one rank ends all of them after the same step. Logs are flushed before it is saved, so that
     they reach as far as the checkpoint does. Lightning's own requeueing under SLURM is off: it saves in the middle of a

@@ -41,6 +41,7 @@ FORKS = f"""{LISTENS}
 child = os.fork()
 if child == 0:
     time.sleep(60)
+time.sleep(0.5)  # Python forgets the signals that a child has heard before it is ready
 os.kill(child, signal.SIGTERM)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 time.sleep(3.2)  # longer than one that does not hear a signal is waited for
