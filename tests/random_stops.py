@@ -15,6 +15,7 @@ import os
 import random
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,6 +117,8 @@ class Attempt:
         record = last.parents[1] / "run.json"
         until = time.monotonic() + 100
         while time.monotonic() < until and not (record.exists() and record.stat().st_mtime > since):
+            if os.waitid(os.P_PID, self.ranks[0], os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                return  # it has ended by itself
             time.sleep(0.01)
 
     def kill(self, number: int) -> None:
@@ -182,6 +185,8 @@ def stops(folder: Path, number: int, times: int, seed: int, ranks: int, launch: 
     last = folder / "runs" / "demo" / "version_0" / "checkpoints" / "last.ckpt"
     endless = arguments(folder, number, ranks, 100_000)
     for n in range(times):
+        if not last.exists():  # stopped before there was anything to resume, after the folder was begun
+            shutil.rmtree(last.parents[1], ignore_errors=True)
         attempt = Attempt([*endless, *(["--ckpt_path", str(last)] if last.exists() else [])], launch, ranks, folder)
         begun = time.time()
         if moments.random() < 0.8:  # from the first step on; the others are stopped while they start
@@ -200,6 +205,8 @@ def stops(folder: Path, number: int, times: int, seed: int, ranks: int, launch: 
         print(f"{n + 1:3d}. {moment:5.2f} s: {what}, {took:.1f} s later; {'; '.join(wrong) or 'right'}", flush=True)
         if wrong:
             print(attempt.said(), flush=True)
+    if not last.exists():
+        shutil.rmtree(last.parents[1], ignore_errors=True)
     step = read_checkpoint(last)["global_step"] if last.exists() else 0
     finite = arguments(folder, number, ranks, step // 10 + 1)
     whole = ["--trainer.logger.init_args.save_dir=whole"]
