@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
-import threading
-import traceback
 from typing import Any, Literal, cast
 
 import torch
@@ -13,8 +10,8 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from eigenscope.adapters.python_names import on_unsent
 from eigenscope.data import EpochSampler
+from eigenscope.loader_processes import guard_loader_processes
 
 Batch = tuple[Tensor, Tensor]
 
@@ -90,6 +87,7 @@ def make_loader(
     if size < ranks:
         raise ValueError(f"the {name} set of {size} images is too small for {ranks} ranks")
     workers = min(8, max(1, _cores() // max(1, local_ranks))) if num_workers == "auto" else num_workers
+    guard_loader_processes()
     return ResumableLoader(
         dataset,
         batch_size=batch_size // ranks,
@@ -98,7 +96,6 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         collate_fn=_as_it_is,
-        worker_init_fn=worker_init,
         generator=torch.Generator(),  # for seeds of workers, which nothing uses: the run's own stream is not drawn from
         pin_memory=torch.cuda.is_available(),
     )
@@ -129,33 +126,3 @@ def fingerprint(size: int, *content: Any) -> str:
         else:
             digest.update(json.dumps(part, sort_keys=True).encode())
     return f"{digest.hexdigest()[:12]} ({size:,} samples)"
-
-
-def worker_init(worker: int) -> None:
-    """Called in every process of a loader as it starts.
-
-    Args:
-        worker: its number.
-    """
-    threading.Thread(target=_end_with_training, daemon=True).start()
-    on_unsent(_end_unsent)
-
-
-def _end_with_training() -> None:
-    """Ends the process when its training was killed.
-
-    torch has it look after the process that forked it. Where that is a fork server, as from Python 3.14 on, the two
-    keep each other alive.
-    """
-    training = multiprocessing.parent_process()
-    if training is not None:
-        training.join()
-        os._exit(1)
-
-
-def _end_unsent(error: Exception, batch: object) -> None:
-    """Ends the process when a batch found no room in shared memory: the training would wait for it for ever."""
-    try:
-        traceback.print_exception(error)
-    finally:  # also if nobody reads stderr any more
-        os._exit(1)

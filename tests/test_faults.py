@@ -218,8 +218,8 @@ SLURM |= {"SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_PROCID": "0", "SLURM_
 
 @pytest.mark.parametrize(
     ("name", "environment"),
-    [("SIGTERM", {}), ("SIGINT", {}), ("SIGTERM", SLURM)],
-    ids=["SIGTERM", "SIGINT", "SIGTERM under SLURM"],
+    [("SIGINT", {}), ("SIGHUP", {}), ("SIGUSR1", SLURM)],  # the last is the one at which Lightning would requeue
+    ids=["SIGINT", "SIGHUP", "SIGUSR1 under SLURM"],
 )
 def test_a_signal_leaves_a_checkpoint(name, environment, monkeypatch, capfd):
     number = signal.Signals[name]
@@ -234,6 +234,17 @@ def test_a_signal_leaves_a_checkpoint(name, environment, monkeypatch, capfd):
     assert said == f"{name} ended the run after step {step}; to resume: --ckpt_path {LAST}"
     assert RunMetadata.load(LAST.parents[1]).outcome == "interrupted"
     goes_on(arguments(epochs=step // 4 + 1, data=WORKER), step)
+
+
+def test_a_checkpoint_of_requeueing_is_not_loaded_unasked(monkeypatch):
+    for variable, value in SLURM.items():
+        monkeypatch.setenv(variable, value)
+    Path("hpc_ckpt_1.ckpt").touch()
+    sentence = said(monkeypatch, arguments(f"--trainer.default_root_dir={Path.cwd()}"))
+    assert sentence == (
+        f"Lightning would begin with {Path.cwd()}/hpc_ckpt_1.ckpt, which its requeueing under SLURM has left, whatever "
+        f"its configuration: resume from it with --ckpt_path {Path.cwd()}/hpc_ckpt_1.ckpt, or move it away"
+    )
 
 
 FOLDER = ["--data=CIFAR100DataModule", "--data.init_args.source=folder", "--data.init_args.protocol=test"]

@@ -1,12 +1,8 @@
 """A run that was stopped and resumed ends bit for bit as one that was not."""
 
-import multiprocessing
 import os
-import random
 import re
-import runpy
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -261,65 +257,3 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(fit, da
 def test_a_bad_number_of_steps_is_refused():
     with pytest.raises(ValueError, match="every_n_steps must be at least 1 or None, got 0"):
         ResumeCheckpoint(every_n_steps=0)
-
-
-STEPS = 150  # more than 20 attempts get through
-
-
-@pytest.fixture
-def attempts(tmp_path):
-    """Starts training in processes that a server forks, which has imported everything."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["eigenscope.cli.lightning_cli"])
-    config = yaml.safe_load((CONFIGS / "demo_svd.yaml").read_text())
-    for callback in config["trainer"]["callbacks"]:
-        if callback["class_path"] == "ResumeCheckpoint":
-            callback["init_args"] = {"every_n_steps": 1}
-    (tmp_path / "often.yaml").write_text(yaml.safe_dump(config))
-
-    def start(folder, *more):
-        net = "--model.init_args.net.init_args"
-        args = ["fit", "--config", str(tmp_path / "often.yaml"), f"--trainer.logger.init_args.save_dir={folder}"]
-        args += ["--trainer.accelerator=cpu", f"--trainer.max_epochs={STEPS // 5}", "--trainer.limit_val_batches=1"]
-        args += ["--trainer.enable_model_summary=false", "--trainer.enable_progress_bar=false"]
-        args += [f"{net}.width=16", f"{net}.num_heads=2", f"{net}.dropout=0.1", "--data.init_args.train_size=100"]
-        args += ["--data.init_args.test_size=100", "--data.init_args.batch_size=20", "--data.init_args.num_workers=1"]
-        args += [f"--trainer.default_root_dir={tmp_path}", "--trainer.num_sanity_val_steps=0"]
-        script = tmp_path / "attempt.py"  # its loader's process is forked, too: another server would take seconds
-        script.write_text(
-            "import multiprocessing\nfrom eigenscope import cli\nmultiprocessing.set_start_method('fork', force=True)\n"
-            f"cli.main({[*args, *more]!r})\n"
-        )
-        process = context.Process(target=runpy.run_path, args=(str(script),))
-        process.start()
-        return process
-
-    return start
-
-
-@pytest.mark.timeout(600)
-def test_twenty_kills_at_random_moments_change_nothing(attempts, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
-    moments = random.Random(0)
-    last = tmp_path / "killed" / "demo_svd" / "version_0" / "checkpoints" / "last.ckpt"
-    reached = []
-    for _ in range(20):
-        process = attempts("killed", *(["--ckpt_path", str(last)] if last.exists() else []))
-        before = last.stat().st_mtime_ns if last.exists() else None
-        if moments.random() < 0.85:  # from the first new checkpoint on; the others die while they start
-            while process.is_alive() and (not last.exists() or last.stat().st_mtime_ns == before):
-                time.sleep(0.002)
-        time.sleep(moments.uniform(0, 0.15))
-        assert process.is_alive(), "the run ended before it was killed"
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        reached.append(read_checkpoint(last)["global_step"] if last.exists() else 0)
-    assert reached == sorted(reached)
-    assert len(set(reached)) > 10
-    for folder, more in (("killed", ["--ckpt_path", str(last)]), ("whole", [])):
-        process = attempts(folder, *more)
-        process.join()
-        assert process.exitcode == 0
-    whole = tmp_path / "whole" / last.relative_to(tmp_path / "killed")
-    assert_equal_ends(whole, last)

@@ -6,7 +6,16 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torchmetrics import Metric
 
-from eigenscope.adapters.lightning_names import is_within_epoch, metrics_so_far, restore_metrics, resume_loaders
+from eigenscope.adapters.lightning_names import (
+    VALIDATION_PROGRESS,
+    is_within_epoch,
+    log_again,
+    logged_so_far,
+    metrics_so_far,
+    restore_metrics,
+    resume_loaders,
+    validation_progress,
+)
 from eigenscope.adapters.torchmetrics_names import restore_metric
 from eigenscope.random_state import random_state, seed_streams, set_random_state
 
@@ -20,13 +29,15 @@ class ExactResume(Callback):
 
     Where in an epoch a run was stopped is the trainer's own count of batches, and loaders that can are told to resume
     there: a sample depends on (seed, epoch, index) alone, so there is no state of workers to keep.
-    :class:`~eigenscope.callbacks.ResumeCheckpoint` saves between two steps, where all this is exact.
+    :class:`~eigenscope.callbacks.ResumeCheckpoint` saves between two steps, where all this is exact. A checkpoint
+    that is saved within a validation is of its start: the resumed run begins that validation again.
     """
 
     affects_training = False
 
     def __init__(self) -> None:
         self._restored: dict[str, Any] | None = None
+        self._validation: dict[str, Any] | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gives each rank streams of its own, or those it had at the end of an epoch."""
@@ -51,7 +62,11 @@ class ExactResume(Callback):
         restore_metrics(trainer, _moved(self._restored["figures"], pl_module.device))
         if self._restored["ranks"] and self._restored["within_epoch"]:
             self._set_streams(trainer)  # for those who look at them as the first batch starts
-            _set_metrics(pl_module, self._restored["ranks"][trainer.global_rank]["metrics"])
+            rank = self._restored["ranks"][trainer.global_rank]
+            _set_metrics(pl_module, rank["metrics"])
+            logged = _moved(rank.get("logged", {}), pl_module.device)
+            for mean, key in log_again(trainer, pl_module, logged):
+                restore_metric(mean, logged[key]["states"], logged[key]["count"])
         else:
             self._restored = None
 
@@ -61,9 +76,44 @@ class ExactResume(Callback):
             self._set_streams(trainer)
             self._restored = None
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes what a checkpoint within this validation is to hold; restores the streams of one that begins again."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        progress = validation_progress(trainer)
+        if self._restored is not None:
+            self._set_streams(trainer)
+            self._restored = None
+            if progress is not None:
+                progress.total.reset_on_restart()
+        self._validation = {
+            "streams": random_state(pl_module.device),
+            "metrics": set(_metrics(pl_module)),
+            "progress": None if progress is None else progress.state_dict(),
+        }
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets it."""
+        self._validation = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Forgets it."""
+        self._validation = None
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the streams and the metrics of all ranks."""
-        mine = {"streams": random_state(pl_module.device), "metrics": _metrics(pl_module)}
+        mine = {
+            "streams": random_state(pl_module.device),
+            "metrics": _metrics(pl_module),
+            "logged": logged_so_far(trainer) if is_within_epoch(trainer) else {},
+        }
+        if self._validation is not None:
+            mine["streams"] = self._validation["streams"]
+            mine["metrics"] = {
+                name: mine["metrics"][name] for name in mine["metrics"] if name in self._validation["metrics"]
+            }
+            if self._validation["progress"] is not None:
+                _begin_again(checkpoint["loops"]["fit_loop"], self._validation["progress"])
         ranks: list[Any] = [mine]
         if trainer.world_size > 1:
             ranks = [None] * trainer.world_size
@@ -93,6 +143,13 @@ def _seed_rank(trainer: Trainer, step: int = 0) -> None:
         seed_streams(seed, trainer.global_rank, step)
     elif trainer.world_size > 1:
         trainer.strategy.broadcast(torch.initial_seed())
+
+
+def _begin_again(loops: dict[str, Any], progress: dict[str, Any]) -> None:
+    """Makes Lightning validate first when it resumes, as if the first batch had been begun and no more."""
+    total = progress["total"]
+    begun = {"ready": total["ready"] + 1, "started": total["started"] + 1}
+    loops[VALIDATION_PROGRESS] = progress | {"total": total | begun}
 
 
 def _metrics(pl_module: LightningModule) -> dict[str, Any]:

@@ -2,19 +2,18 @@
 
 import os
 import signal
-import threading
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.plugins.io import CheckpointIO
 
+from eigenscope.adapters.lightning_names import callbacks_of, keep_signals
 from eigenscope.checkpoints import previous_checkpoint, read_checkpoint, write_checkpoint
-
-_STOPPING = (signal.SIGINT, signal.SIGTERM)
+from eigenscope.loader_processes import guard_loader_processes
+from eigenscope.stop_signals import StopRequested, stop_signals
 
 
 class TrainingInterrupted(RuntimeError):
@@ -33,11 +32,17 @@ class ResumeCheckpoint(Checkpoint):
     """Saves the resume checkpoint ``last.ckpt``, from which a run resumes as if it had never been interrupted.
 
     It is saved between two steps of the optimizer: after every epoch, when its validation and its metrics are done,
-    at the end of the training, after every ``every_n_steps`` steps, and when SIGINT (Ctrl-C) or SIGTERM ends the run.
-    Then the step under way comes to its end, and so does a validation under way; a second signal ends the run at
-    once. A signal that is ignored when training starts, as SIGINT is in a background job of a shell, stays ignored.
+    at the end of the training, after every ``every_n_steps`` steps, and when a signal ends the run: SIGINT (Ctrl-C),
+    SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 or SIGXCPU, to the process or to all processes of the run. The step under way
+    comes to its end first. A validation under way is left, and begins again when the run is resumed; only one after
+    the last step of ``max_steps`` comes to its end, since Lightning resumes nothing after it. A signal before the first
+    step saves the checkpoint of step 0. Further signals change nothing, but Ctrl-C after more than a second ends the
+    run at once. A signal that is ignored when training starts, as SIGINT is in a background job of a shell, stays
+    ignored; a handler that a program has given SIGHUP, SIGUSR1, SIGUSR2 or SIGXCPU stays.
+
     Under DDP a signal to one rank ends all of them after the same step. Logs are flushed before it is saved, so that
-    they reach as far as the checkpoint does.
+    they reach as far as the checkpoint does. Lightning's own requeueing under SLURM is off: it saves in the middle of a
+    step; the batch script requeues.
 
     The file is replaced as a whole and the one before it is kept, see :mod:`eigenscope.checkpoints`.
 
@@ -57,11 +62,12 @@ class ResumeCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.dirpath: str | None = None
         self._saved_step = 0
-        self._signal: int | None = None
-        self._handlers: dict[int, Any] = {}
+        self._common_batches = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Agrees on the folder: that of the other checkpoints, else the log folder's ``checkpoints``."""
+        """Agrees on the folder: that of the other checkpoints, else the log folder's ``checkpoints``; notes signals."""
+        guard_loader_processes()
+        keep_signals(trainer)
         others = [
             getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks if callback is not self
         ]
@@ -69,37 +75,75 @@ class ResumeCheckpoint(Checkpoint):
             trainer.log_dir or trainer.default_root_dir, "checkpoints"
         )
         self.dirpath = str(trainer.strategy.broadcast(folder))
+        if stage == "fit":
+            stop_signals.defer()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replaces Lightning's signal handlers, which would interrupt a step."""
-        self._saved_step, self._signal = trainer.global_step, None
-        if threading.current_thread() is threading.main_thread():
-            heeded = [number for number in _STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
-            self._handlers = {number: signal.signal(number, self._note) for number in heeded}
+        """Notes which step is saved already."""
+        self._saved_step = trainer.global_step
+        stop_signals.defer()  # again, if Lightning has installed its own handlers nevertheless
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Saves the state after the previous step, if it is due or a signal has come."""
         if batch_idx % trainer.accumulate_grad_batches:
             return  # gradients are no part of a checkpoint
         step = trainer.global_step
-        signum = self._agreed_signal(trainer)
-        due = batch_idx == 0 or (self.every_n_steps is not None and step % self.every_n_steps == 0)
-        if signum or (due and step > self._saved_step):
-            path = self._save(trainer)
+        signum = _agreed_signal(trainer)
         if signum:
-            name = signal.Signals(signum).name
-            where = f"to resume: --ckpt_path {path}" if path else "a fast_dev_run saves no checkpoint"
-            raise TrainingInterrupted(f"{name} ended the run after step {step}; {where}", signum)
+            self._stop(trainer, signum)
+        due = batch_idx == 0 or (self.every_n_steps is not None and step % self.every_n_steps == 0)
+        if due and step > self._saved_step:
+            self._save(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Agrees on the batches that every rank has: where ranks have more or fewer, they cannot agree on a signal."""
+        batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        mine = float(min(batches, default=0))
+        self._common_batches = _agreed(trainer, 0.0 if mine == float("inf") and trainer.world_size > 1 else mine, "min")
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Leaves the validation, if a signal has come."""
+        if trainer.state.fn != "fit" or batch_idx >= self._common_batches:
+            return
+        last = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+        signum = 0 if last or (trainer.sanity_checking and not batch_idx) else _agreed_signal(trainer)
+        if signum and trainer.sanity_checking:
+            raise StopIteration  # on to the first step, where the checkpoint is saved
+        if signum:
+            for callback in callbacks_of(trainer):
+                if isinstance(callback, WeightAveraging):
+                    callback.on_validation_epoch_end(trainer, pl_module)  # which puts the weights back
+            self._stop(trainer, signum)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes that the state is another than before the validation, which may have been saved."""
+        if not trainer.sanity_checking:
+            self._saved_step = -1
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the final state."""
-        self._hand_back()
         if trainer.global_step > self._saved_step:
             self._save(trainer)
+        signum = _agreed_signal(trainer)
+        stop_signals.received = signal.Signals(signum) if signum else None
+        stop_signals.release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Restores the signal handlers."""
-        self._hand_back()
+        """Restores the signal handlers, and lets no rank end before the first has recorded why."""
+        if isinstance(exception, TrainingInterrupted):
+            trainer.strategy.barrier()
+        elif isinstance(exception, StopRequested) and trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(exception.signal)  # the ranks that this one started need not have heard it
+        stop_signals.release()
+
+    def _stop(self, trainer: Trainer, signum: int) -> None:
+        stop_signals.end()
+        path = self._save(trainer)
+        name = signal.Signals(signum).name
+        where = f"to resume: --ckpt_path {path}" if path else "a fast_dev_run saves no checkpoint"
+        raise TrainingInterrupted(f"{name} ended the run after step {trainer.global_step}; {where}", signum)
 
     def _save(self, trainer: Trainer) -> Path | None:
         if getattr(trainer, "fast_dev_run", False):
@@ -111,23 +155,19 @@ class ResumeCheckpoint(Checkpoint):
         self._saved_step = trainer.global_step
         return path
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self._signal is not None:
-            self._hand_back()
-            raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
-        self._signal = signum
 
-    def _agreed_signal(self, trainer: Trainer) -> int:
-        mine = self._signal or 0
-        if trainer.world_size == 1:
-            return mine
-        highest: Any = trainer.strategy.reduce(torch.tensor(mine, device=trainer.strategy.root_device), reduce_op="max")
-        return int(highest)
+def _agreed_signal(trainer: Trainer) -> int:
+    """The number of a signal that has come to some rank, 0 if none has."""
+    return int(_agreed(trainer, float(stop_signals.received or 0), "max"))
 
-    def _hand_back(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
+
+def _agreed(trainer: Trainer, mine: float, how: str) -> float:
+    """The largest or smallest of the ranks' numbers."""
+    if trainer.world_size == 1:
+        return mine
+    value = torch.tensor(mine, device=trainer.strategy.root_device, dtype=torch.float32)
+    agreed: Any = trainer.strategy.reduce(value, reduce_op=how)
+    return float(agreed)
 
 
 class SafeCheckpointIO(CheckpointIO):

@@ -2,16 +2,18 @@
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from torchmetrics import Metric
 
 from eigenscope.adapters import Library, MissingNameError, report_fallback
 
 _LIGHTNING = Library("lightning")
 _OWN_RESUME = "a run that is resumed within an epoch continues as Lightning resumes it, not bit for bit"
+_LOGGED = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "add_dataloader_idx", "metric_attribute")
 _DICTIONARIES = ("callback", "logged")
 
 #: Functions of Lightning in which the parts of a run are looked over, before the first step.
@@ -69,6 +71,41 @@ def logged_means(trainer: Trainer) -> Mapping[str, Any]:
         report_fallback("means of logged values include steps that were skipped or computed again", missing)
         return {}
     return found
+
+
+def logged_so_far(trainer: Trainer) -> dict[str, dict[str, Any]]:
+    """What is logged in the training epoch under way: how each value was logged, and the states of means of tensors."""
+    found = {}
+    for key, entry in logged_means(trainer).items():
+        meta = entry.meta
+        if entry.has_reset or not entry.update_called or meta.enable_graph or meta.sync.group is not None:
+            continue
+        how = {name: getattr(meta, name) for name in _LOGGED} | {"reduce_fx": meta.reduce_fx.__name__}
+        how |= {"sync_dist": meta.sync.should, "rank_zero_only": meta.sync.rank_zero_only}
+        states = dict(entry.metric_state) if entry.is_tensor else {}
+        found[key] = {"how": how, "states": states, "count": entry.update_count}
+    return found
+
+
+def log_again(trainer: Trainer, pl_module: LightningModule, saved: Mapping[str, Any]) -> Iterator[tuple[Metric, str]]:
+    """Logs what :func:`logged_so_far` returned, as Lightning would with the next batch only.
+
+    Yields:
+        The means of tensors, which are to be put back, with their keys.
+    """
+    results: Any = logged_means(trainer)
+    try:
+        # or the first batch, which Lightning takes for that of the epoch, would reset them
+        _LIGHTNING.set(_LIGHTNING.get(trainer, "_logger_connector"), "_first_loop_iter", True)
+    except MissingNameError as missing:
+        report_fallback("means of tensors that were logged begin anew where a run is resumed within an epoch", missing)
+        return
+    for key, entry in saved.items() if results is not None and hasattr(results, "log") else ():
+        how = entry["how"]
+        value = entry["states"]["value"] if entry["states"] else pl_module.get_submodule(how["metric_attribute"])
+        results.log(**how, value=value, batch_size=1, sync_dist_fn=trainer.strategy.reduce)
+        if entry["states"]:
+            yield results[key], key
 
 
 def step_counters(trainer: Trainer) -> list[Any]:
@@ -156,6 +193,39 @@ def resume_loaders(trainer: Trainer) -> bool:
             _LIGHTNING.set(loop, "_batches_that_stepped", stepped - 1)
         batches.total.ready = batches.total.started
     return True
+
+
+def validation_progress(trainer: Trainer) -> Any:
+    """The counts of validation batches, with ``total`` and ``current``; in a checkpoint ``VALIDATION_PROGRESS``.
+
+    Returns:
+        None, and a note on stderr, where Lightning keeps them elsewhere.
+    """
+    try:
+        return _LIGHTNING.get(_LIGHTNING.get(trainer.fit_loop, "epoch_loop"), "val_loop").batch_progress
+    except MissingNameError as missing:
+        report_fallback("a run that was stopped within a validation goes on as Lightning resumes it", missing)
+        return None
+
+
+#: Where among a checkpoint's ``loops`` the counts of validation batches are.
+VALIDATION_PROGRESS = "epoch_loop.val_loop.batch_progress"
+
+
+def keep_signals(trainer: Trainer) -> None:
+    """Keeps Lightning's own signal handlers out of a run.
+
+    They wait for other ranks within a handler, and under SLURM save and requeue in the middle of a step. Where
+    Lightning installs them elsewhere they are replaced later, and stderr says so.
+    """
+    try:
+        _LIGHTNING.set(_LIGHTNING.get(trainer, "_signal_connector"), "register_signal_handlers", _nothing)
+    except MissingNameError as missing:
+        report_fallback("a signal that comes before the first step meets Lightning's own handlers", missing)
+
+
+def _nothing() -> None:
+    """Module level, so that a trainer can still be pickled."""
 
 
 def given_hyperparameters() -> dict[str, Any] | None:

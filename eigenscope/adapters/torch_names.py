@@ -1,14 +1,18 @@
-"""torch's private names: the mode that sees every operation, what ``Module.compile`` leaves, hooks of a state's load.
+"""torch's private names: the mode that sees every operation, what ``compile`` leaves, a state's load, a loader's start.
 
 Nothing here imports more than torch, so the mathematics may use it.
 """
 
+import functools
+import multiprocessing
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
 from eigenscope.adapters import Library, MissingNameError, report_fallback
 
@@ -82,3 +86,41 @@ def load_state_hooks(optimizer: Optimizer) -> tuple[_Hooks, _Hooks]:
         report_fallback(f"hooks on the loading of a {type(optimizer).__name__}'s state are not called", missing)
         return [], []
     return list(before.values()), list(after.values())
+
+
+def wrap_loader_start(
+    around: Callable[[str], AbstractContextManager[None]], begin: Callable[[Callable[[int], None] | None, int], None]
+) -> None:
+    """Has every ``DataLoader`` of this process start its processes in a context; once, however often it is called.
+
+    Without the name, loaders stay as torch has them, and stderr says what follows.
+
+    Args:
+        around: makes the context, of the start method (``fork``, ``spawn`` or ``forkserver``).
+        begin: called in each process in the place of the loader's ``worker_init_fn``, which it is given, with the
+            number of the process.
+    """
+    try:
+        start = _TORCH.get(DataLoader, "_get_iterator")
+    except MissingNameError as missing:
+        report_fallback(
+            "a stop signal to all processes of a run ends its loader processes, and with them the run", missing
+        )
+        return
+    if getattr(start, "is_wrapped", False):
+        return
+
+    @functools.wraps(start)
+    def wrapped(loader: DataLoader[Any]) -> Any:
+        if not loader.num_workers:
+            return start(loader)
+        given, context = loader.worker_init_fn, loader.multiprocessing_context or multiprocessing
+        loader.worker_init_fn = functools.partial(begin, given)
+        try:
+            with around(context.get_start_method()):
+                return start(loader)
+        finally:
+            loader.worker_init_fn = given
+
+    wrapped.is_wrapped = True  # type: ignore[attr-defined]
+    _TORCH.set(DataLoader, "_get_iterator", wrapped)

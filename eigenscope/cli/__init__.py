@@ -37,6 +37,20 @@ def resolve(args: list[str]) -> dict[str, Any]:
 
 def script() -> None:
     """The command ``eigenscope``: an error that the user can fix is one sentence instead of a traceback."""
+    from eigenscope.stop_signals import StopRequested, stop_signals
+
+    stop_signals.listen()  # before the imports, which take seconds
+    try:
+        _script()
+    except StopRequested as stop:
+        from eigenscope.cli.process.lost_ranks import end_by_signal
+
+        end_by_signal(stop.signal, str(stop))
+    finally:
+        stop_signals.close()
+
+
+def _script() -> None:
     package = Path(__file__).parents[1]
     broken = [name for name in _LINKS if not (package / name).is_dir()]
     if broken:

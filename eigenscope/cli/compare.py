@@ -27,6 +27,7 @@ from eigenscope.results.run_metadata import FILE_NAME, RunMetadata
 from eigenscope.results.run_result import RunResult, StoppedRun
 from eigenscope.results.scoreboard import read_scoreboard, scoreboard_table
 from eigenscope.results.statistics import ArmSummary, compare_arms, comparison_table
+from eigenscope.stop_signals import StopRequested
 from eigenscope.text import duration, text_table
 
 Config = dict[str, Any]
@@ -200,9 +201,10 @@ def compare_main(args: list[str], resolve: Callable[[list[str]], Config]) -> lis
     runs = [PlannedRun.plan(name, seed, resolved[name], options.dir) for seed in options.seeds for name in names]
     try:
         outcomes = _train_all(runs)
-    except KeyboardInterrupt:  # while another compare trained one
-        print("SIGINT ended compare; finished runs are kept", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGINT) from None
+    except (KeyboardInterrupt, StopRequested) as stop:  # between two runs, or while another compare trained one
+        signum = stop.signal if isinstance(stop, StopRequested) else signal.SIGINT
+        print(f"{signum.name} ended compare; finished runs are kept", file=sys.stderr)
+        raise SystemExit(128 + signum) from None
     by_arm = {name: {run.seed: outcome for run, outcome in outcomes if run.arm == name} for name in names}
     whole = {
         name: results

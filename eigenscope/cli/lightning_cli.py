@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 import yaml
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -15,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # its stub leaves it out
 
 from eigenscope import callbacks, renamed
-from eigenscope.adapters.lightning_names import GivenConfiguration, ignore_moved_checkpoints, quieten
+from eigenscope.adapters.lightning_names import GivenConfiguration, ignore_moved_checkpoints, keep_signals, quieten
 from eigenscope.callbacks._output import written_folders
 from eigenscope.callbacks.resuming.run_provenance import RunProvenance
 from eigenscope.checkpoints import read_checkpoint
@@ -23,13 +24,15 @@ from eigenscope.cli.compare import compare_main
 from eigenscope.cli.errors.parse_errors import explain_parse_error
 from eigenscope.cli.errors.parser import ExplainingParser, UsageError, loading_present_names
 from eigenscope.cli.errors.runtime_errors import check_writable, explain, is_from_setup, leave_to_main_thread, own_error
-from eigenscope.cli.process.lost_ranks import end_with_launcher, explain_lost_rank
+from eigenscope.cli.process.lost_ranks import end_by_signal, end_with_launcher, explain_lost_rank
 from eigenscope.cli.resume.compatibility import check_network, check_options, find_checkpoint
 from eigenscope.cli.resume.prepare_resume import prepare_resume
 from eigenscope.cli.resume.warm_start import misshaped, read_weights, unmatched, warm_start
 from eigenscope.cli.shipped_configs import with_shipped_configs
+from eigenscope.loader_processes import guard_loader_processes
 from eigenscope.optim.emerging import EMERGING_OPTIMIZERS
 from eigenscope.precision import has_bf16
+from eigenscope.stop_signals import stop_signals
 
 
 class ConfigurationError(ValueError):
@@ -166,7 +169,16 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
             rank_zero_only(print)(line, flush=True)
 
     def after_instantiate_classes(self) -> None:
-        """Refuses a subcommand the model has no step for; weights that do not fit the checkpoint's."""
+        """Refuses a subcommand the model has no step for; weights that do not fit the checkpoint's.
+
+        A checkpoint that Lightning would load unasked is refused too.
+        """
+        if self.config[self.subcommand].ckpt_path is None and SLURMEnvironment.detect():
+            for path in sorted(Path(self.trainer.default_root_dir).glob("hpc_ckpt_*.ckpt")):
+                raise ConfigurationError(
+                    f"Lightning would begin with {path}, which its requeueing under SLURM has left, whatever its "
+                    f"configuration: resume from it with --ckpt_path {path}, or move it away"
+                )
         step = {"validate": "validation_step", "test": "test_step"}.get(self.subcommand or "")
         if step is not None and getattr(type(self.model), step) is getattr(LightningModule, step):
             model = type(self.model).__name__
@@ -222,13 +234,21 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
             for default in self.trainer_defaults["callbacks"]
             if not any(isinstance(callback, type(default)) for callback in given)
         ]
+        guard_loader_processes()
         try:
-            return super().instantiate_trainer(plugins=[*plugins, callbacks.SafeCheckpointIO()], **kwargs)
+            trainer = super().instantiate_trainer(plugins=[*plugins, callbacks.SafeCheckpointIO()], **kwargs)
         except (TypeError, RuntimeError) as error:  # a number of devices that is none; two callbacks of one state_key
             raise ConfigurationError(f"trainer: {error}") from error
+        keep_signals(trainer)
+        return trainer
 
     def after_fit(self) -> None:
-        """Reads the test set, once, at the epoch that a held-out part of the training set has chosen."""
+        """Reads the test set, once, at the epoch that a held-out part of the training set has chosen.
+
+        Not after a signal that came too late to end the training: the run that is resumed does.
+        """
+        if stop_signals.received is not None:
+            return
         savers = (saver for saver in self.trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint))
         chosen = next((saver.best_model_path for saver in savers if saver.monitor), "")
         if getattr(self.datamodule, "protocol", None) == "holdout" and chosen:
@@ -275,6 +295,7 @@ def main(args: list[str] | None = None) -> Any:
         SystemExit: with code 2, after a sentence on stderr, if what was asked for cannot be understood.
     """
     quieten()
+    stop_signals.forget()
     try:
         args = with_shipped_configs(sys.argv[1:] if args is None else args)
         return compare_main(args[1:], resolve) if args[:1] == ["compare"] else EigenscopeCLI(args)
@@ -289,11 +310,13 @@ def script() -> None:
     leave_to_main_thread()
     try:
         main()
+        if stop_signals.received is not None:
+            name = stop_signals.received.name
+            end_by_signal(stop_signals.received, f"{name} came after the last step: the training is finished")
     except (ConfigurationError, callbacks.NonFiniteError) as error:
         sys.exit(f"error: {error}")
     except callbacks.TrainingInterrupted as error:
-        print(error, file=sys.stderr)
-        sys.exit(128 + error.signal)  # as a shell has it of a process that a signal ended
+        end_by_signal(error.signal, str(error), patience=300)
     except MisconfigurationException as error:  # Lightning's word, such as of a score that nobody logs
         sys.exit(f"error: {' '.join(str(error).split())}")
     except ImportError as error:
@@ -304,7 +327,11 @@ def script() -> None:
         sys.exit(f"error: {' '.join([str(error), *getattr(error, '__notes__', [])])}")  # the guard's note says where
     except Exception as error:
         is_own = isinstance(error, ValueError) and is_from_setup(error)
-        sentence = str(error) if is_own else explain_lost_rank(error) or explain(error)
+        lost = explain_lost_rank(error)
+        if lost is not None and stop_signals.received is not None:  # that one heard it before the ranks could agree
+            name = stop_signals.received.name
+            end_by_signal(stop_signals.received, f"{name} ended the run; no checkpoint was saved of that moment")
+        sentence = str(error) if is_own else lost or explain(error)
         if sentence is None:
             raise
         sys.exit(f"error: {sentence}")

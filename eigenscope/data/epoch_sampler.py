@@ -44,7 +44,7 @@ class EpochSampler(DistributedSampler[EpochIndex]):
 
     Attributes:
         start: samples of this rank that the next iteration leaves out, as a run does that was stopped after them; the
-            iterations after it begin at 0.
+            iterations after it, and other epochs, begin at 0.
     """
 
     def __init__(
@@ -65,6 +65,12 @@ class EpochSampler(DistributedSampler[EpochIndex]):
         """Samples that this rank visits in an epoch."""
         per_rank, left = divmod(self.size, self.num_replicas)
         return per_rank + (not self.drop_last and self.rank < left)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch; another one than before begins at its start."""
+        if epoch != self.epoch:
+            self.start = 0
+        super().set_epoch(epoch)
 
     def __iter__(self) -> Iterator[EpochIndex]:
         """Iterates over this rank's part of the current epoch."""

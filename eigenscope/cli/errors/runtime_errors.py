@@ -138,7 +138,9 @@ def _path(error: BaseException) -> Path | None:
         return Path(os.fsdecode(named))
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         local = frame.f_locals
-        for value in (local.get("path"), local.get("filename"), getattr(local.get("self"), "path", None)):
+        owner = local.get("self")
+        owned = (getattr(owner, name, None) for name in ("path", "metrics_file_path"))  # the last of a CSVLogger
+        for value in (local.get("path"), local.get("filename"), *owned):
             if isinstance(value, str | bytes | Path) and value:
                 return Path(os.fsdecode(value))
     return None

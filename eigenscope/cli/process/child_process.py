@@ -9,16 +9,16 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from eigenscope.cli.process.lost_ranks import LAUNCHER
+from eigenscope.stop_signals import STOP_SIGNALS, stop_signals
 
 _POLL = 0.1  # seconds
-_ENDING = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def run_child(command: list[str], is_ready: Callable[[], bool]) -> tuple[int, signal.Signals | None]:
     """Runs a command to its end, and hands on the signals that are to end this process in the meantime.
 
     The command has a session of its own, so that Ctrl-C reaches it as often as this process was sent it and no more.
-    SIGINT and SIGTERM are handed on as they came; SIGHUP, and all before ``is_ready``, as SIGTERM. Ctrl-Z pauses both.
+    SIGINT is handed on as it came; other stop signals, and all before ``is_ready``, as SIGTERM. Ctrl-Z pauses both.
     Signals that this process ignores are left alone. Outside of the main thread, and on Windows, nothing is handed on.
 
     Args:
@@ -42,7 +42,7 @@ def run_child(command: list[str], is_ready: Callable[[], bool]) -> tuple[int, si
                 if number == signal.SIGTSTP:
                     _pause(process.pid)
                 else:
-                    process.send_signal(number if number != signal.SIGHUP and is_ready() else signal.SIGTERM)
+                    process.send_signal(number if number == signal.SIGINT and is_ready() else signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 code = process.wait(_POLL)
                 return code, next((number for number in noted if number != signal.SIGTSTP), None)
@@ -56,11 +56,12 @@ def _noted() -> Iterator[list[signal.Signals]]:
     def note(number: int, frame: FrameType | None) -> None:
         noted.append(signal.Signals(number))
 
-    heeded = [each for each in [*_ENDING, signal.SIGTSTP] if signal.getsignal(each) != signal.SIG_IGN]
+    heeded = [each for each in [*STOP_SIGNALS, signal.SIGTSTP] if signal.getsignal(each) != signal.SIG_IGN]
     before = {number: signal.signal(number, note) for number in heeded}
     try:
         yield noted
     finally:
+        stop_signals.note(next((number for number in noted if number != signal.SIGTSTP), None))
         for number, handler in before.items():
             signal.signal(number, handler)
 

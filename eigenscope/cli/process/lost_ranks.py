@@ -1,4 +1,4 @@
-"""Lost ranks: how a rank ends when another rank, or the process that launched it, is gone."""
+"""Ends of ranks: by a signal, or because another rank, or the process that launched it, is gone."""
 
 import os
 import signal
@@ -6,6 +6,9 @@ import sys
 import textwrap
 import threading
 import time
+from typing import NoReturn
+
+from eigenscope.stop_signals import is_first_rank
 
 #: The variable in which a process that starts a run says who it is.
 LAUNCHER = "EIGENSCOPE_LAUNCHER"
@@ -55,6 +58,29 @@ def end_with_launcher(grace: float = 5.0) -> None:
         threading.Thread(target=_follow, args=(int(launcher),), name="launcher-watch", daemon=True).start()
     elif "LOCAL_RANK" in os.environ and hasattr(os, "getppid"):
         threading.Thread(target=_watch, args=(os.getppid(), grace), name="launcher-watch", daemon=True).start()
+
+
+def end_by_signal(signum: int, sentence: str, patience: float = 10.0) -> NoReturn:
+    """Ends this process as a signal would; the first rank says why.
+
+    A rank that Lightning started waits until the process that did is gone: Lightning kills that, whatever it is at,
+    when another rank ends first.
+
+    Args:
+        signum: which signal.
+        sentence: on stderr.
+        patience: seconds for which it waits at most.
+
+    Raises:
+        SystemExit: with 128 + ``signum``, as a shell has it of a process that a signal ended.
+    """
+    if is_first_rank():
+        print(sentence, file=sys.stderr, flush=True)
+    elif not {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & os.environ.keys() and hasattr(os, "getppid"):
+        launcher, until = os.getppid(), time.monotonic() + patience
+        while os.getppid() == launcher and time.monotonic() < until:
+            time.sleep(0.05)
+    raise SystemExit(128 + signum)
 
 
 def _watch(launcher: int, grace: float) -> None:

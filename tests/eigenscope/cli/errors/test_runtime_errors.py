@@ -1,12 +1,14 @@
 import errno
 import json
 import os
+import resource
 import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from lightning.pytorch.loggers import CSVLogger
 from PIL import UnidentifiedImageError
 from torch._utils import ExceptionWrapper
 
@@ -58,6 +60,19 @@ def test_the_path_is_read_from_the_code_that_was_writing():
     with pytest.raises(OSError, match="No space") as caught:
         write(Path("runs/a"))
     assert explain(caught.value) == "runs/a could not be written: No space left on device"
+
+
+def test_the_file_of_a_csv_logger_is_named(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    board = CSVLogger(tmp_path, name="csv")
+    board.log_metrics({"loss": 1.0}, step=0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as full:
+            board.save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert explain(full.value) == f"{board.log_dir}/metrics.csv could not be written: File too large"
 
 
 @pytest.mark.parametrize(
