@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -27,6 +28,7 @@ from eigenscope.cli.process.lost_ranks import end_with_launcher, explain_lost_ra
 from eigenscope.cli.resume.compatibility import check_network, check_options, find_checkpoint
 from eigenscope.cli.resume.prepare_resume import prepare_resume
 from eigenscope.cli.resume.warm_start import misshaped, read_weights, unmatched, warm_start
+from eigenscope.cli.run_label import run_label
 from eigenscope.cli.shipped_configs import with_shipped_configs
 from eigenscope.optim.emerging import EMERGING_OPTIMIZERS
 from eigenscope.precision import has_bf16
@@ -112,6 +114,12 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
             help="fit with --ckpt_path: a key of the configuration, such as data.init_args.batch_size, that may differ "
             "from the checkpoint's on purpose, with all below it; repeatable. The run record keeps the change.",
         )
+        parser.add_argument(
+            "--label",
+            type=str | list[str] | None,
+            help="fit: what the run is called beside its name, on the scoreboard, in TensorBoard and in its record, "
+            "before all that it has otherwise than its first configuration file.",
+        )
         for name in _LINKED:
             parser.link_arguments(f"data.{name}", f"model.init_args.net.init_args.{name}", apply_on="instantiate")
 
@@ -121,11 +129,30 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         notes: dict[str, None] = {}  # in order, each once
         try:
             with loading_present_names(notes):
-                self.config = parser.parse_args(renamed.options(given, notes.setdefault))
+                given = renamed.options(given, notes.setdefault)
+                self.config = parser.parse_args(given)
+                if self.config.subcommand == "fit":
+                    self.config.fit.label = self._label(parser, given)
         except renamed.RemovedArgumentError as error:
             raise UsageError(str(error)) from error
         if notes:
             rank_zero_only(print)(f"Names of version 0.4: {', '.join(notes)}.", file=sys.stderr, flush=True)
+
+    def _label(self, parser: LightningArgumentParser, given: list[str]) -> list[str]:
+        """What the run has otherwise than its configuration file."""
+
+        def plain(config: Namespace) -> Any:
+            return yaml.safe_load(parser.dump(config, skip_unset=False))["fit"]
+
+        def of_files(files: list[str]) -> Any:
+            try:
+                return plain(parser.parse_args(["fit", *files], env=False))
+            except UsageError:  # they hold no whole configuration
+                return None
+            finally:
+                parser.args = given  # which errors name
+
+        return run_label(given, plain(self.config), of_files, parser.default_env)
 
     def before_instantiate_classes(self) -> None:
         """Replaces bf16 by fp32 where the device would only emulate it, and says so; looks at the checkpoint.
