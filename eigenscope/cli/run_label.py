@@ -54,8 +54,7 @@ def run_label(
         changed = [(path, yaml.safe_load(value)) for path, value in changed if not is_left_out(path)]
     else:
         changed = list(_changes(base, now)) if base is not now else []
-    watching = {name.partition("#")[0] for name in named_callbacks(now)} - set(_taking_part(now))
-    names = short_names([path for path, _ in changed], flat_settings(now, watching))
+    names = short_names([path for path, _ in changed], flat_settings(now, watching_callbacks(now)))
     texts = [_part(names[path], path, value) for path, value in changed]
     inherited = _parts((base or {}).get("label"))
     own = [part for part in _parts(now.get("label")) if part not in inherited]
@@ -64,9 +63,23 @@ def run_label(
     keys = tuple(f"{text.partition('=')[0]}=" for text in texts if "=" in text)
     return [
         *(part for part in begin if not keys or not part.startswith(keys)),
-        *(f"+ {shipped_name(Path(file)) or Path(file).stem}" for file in files[1:]),
+        *(f"+ {_file_name(file)}" for file in files[1:]),
         *texts,
     ]
+
+
+def file_parts(files: Sequence[str]) -> set[str]:
+    """The parts of a label that name its files."""
+    return {*(f"+ {_file_name(file)}" for file in files), shipped_name(Path(files[0])) or Path(files[0]).name}
+
+
+def watching_callbacks(config: Config) -> set[str]:
+    """The names of the callbacks of a configuration that only watch."""
+    return {name.partition("#")[0] for name in named_callbacks(config)} - set(_taking_part(config))
+
+
+def _file_name(file: str) -> str:
+    return shipped_name(Path(file)) or Path(file).stem
 
 
 def _parts(label: Any) -> list[str]:
@@ -151,4 +164,3 @@ def _arguments(before: Config, after: Config, path: str, owner: Any) -> Iterator
 
 def _has_maps(items: list[Any]) -> bool:
     return any(isinstance(item, Mapping) for item in items)
-
