@@ -44,7 +44,10 @@ def run_settings(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]
     From Python, where there is no configuration, the hyperparameters that module and data module have saved.
     """
     watching = {type(callback).__name__ for callback in callbacks_of(trainer) if only_watches(type(callback))}
-    configuration = _configuration(trainer) or hyperparameters(pl_module, getattr(trainer, "datamodule", None))
+    configuration = _configuration(trainer)
+    if configuration is None:
+        saved = hyperparameters(pl_module, getattr(trainer, "datamodule", None))
+        configuration = {part: {k: v for k, v in each.items() if k != "class"} for part, each in saved.items()}
     return flat_settings(configuration, watching)
 
 

@@ -14,14 +14,13 @@ from eigenscope.adapters.lightning_names import callbacks_of, tag_prefix
 from eigenscope.adapters.tensorboard_names import HParamsRow
 from eigenscope.callbacks._output import tensorboard_loggers
 from eigenscope.callbacks.reporting.epoch_recorder import EpochRecorder
-from eigenscope.callbacks.reporting.hparams_page import LABEL, add_to_page
+from eigenscope.callbacks.reporting.hparams_page import LABEL, SEPARATOR, add_to_page
 from eigenscope.callbacks.reporting.run_identity import run_label, run_settings
 from eigenscope.charts import Chart, Layout, dashboard, joined, present
 from eigenscope.optim.eigenbases.tracked_parameters import optimizer_parts
 from eigenscope.protocols import HasCharts
 from eigenscope.results import scored
 from eigenscope.results.hyperparameters import flat_hyperparameters
-from eigenscope.results.run_result import run_title
 from eigenscope.results.settings import short_names
 
 _FIRST = ("batch_size", "lr", "net", "optimizer", "seed")
@@ -112,7 +111,7 @@ class TensorBoardLayout(Callback):
         named = [tag_prefix(board) + name for name in (*figures, *(name for name in logged if name.startswith(stage)))]
         board.experiment.flush()
         columns = _cells(run_settings(trainer, pl_module)) | row
-        columns[LABEL] = run_title("", run_label(trainer)) or "nothing"
+        columns |= {LABEL: SEPARATOR.join(label)} if (label := run_label(trainer)) else {}
         add_to_page(Path(board.log_dir), Path(board.save_dir), HParamsRow(columns, named), _FIRST)
 
 

@@ -51,7 +51,7 @@ def compare_main(
     resolved = _resolved(options, resolve)
     settings = {name: flat_settings(config, watching_callbacks(config)) for name, config in resolved.items()}
     for each in settings.values():
-        each.pop(SEED, None)  # compare gives the seeds
+        each[SEED] = None  # compare gives the seeds
     notes = _notes(settings)
     for note in notes:
         print(note, file=sys.stderr, flush=True)
@@ -83,9 +83,9 @@ def _resolved(options: CompareOptions, resolve: Callable[[list[str]], Config]) -
         problem = _unfit(resolved[name])
         if problem is not None:
             raise UsageError(f"compare: arm {name}: {problem}")
-    scores = {name: scoreboards(config)[0]["init_args"].get("monitor") for name, config in resolved.items()}
+    scores = {name: scoreboards(config)[0]["init_args"].get("monitor") or {} for name, config in resolved.items()}
     if len({json.dumps(score) for score in scores.values()}) > 1:
-        told = "; ".join(f"{name} by {setting_text(score)}" for name, score in scores.items())
+        told = "; ".join(f"{name} by {score.get('mode')} {score.get('name')}" for name, score in scores.items())
         raise UsageError(f"compare: arms must be judged by one score, the monitor of their Scoreboard, got {told}")
     return resolved
 

@@ -161,11 +161,13 @@ def _check_known(overrides: Sequence[str], fit_parser: Callable[[], Any]) -> Non
 
 
 def _names(arms: Sequence[Sequence[str]]) -> list[str]:
-    """What arms are called: their files' names, with as many of their folders as tell them apart."""
+    """What arms are called: their files' names, each with as many of its folders as tell it from all other files."""
     paths = [[Path(file).resolve().with_suffix("").parts for file in files] for files in arms]
-    for depth in range(1, max(len(parts) for files in paths for parts in files) + 1):
-        names = ["+".join("-".join(parts[-depth:]).lstrip("/-") for parts in files) for files in paths]
-        if len(set(names)) == len(names):
-            break
-    shortest = ["+".join(parts[-1] for parts in files) for files in paths]
-    return [short if shortest.count(short) == 1 else name for short, name in zip(shortest, names, strict=True)]
+    distinct = {parts for files in paths for parts in files}
+
+    def name(parts: tuple[str, ...]) -> str:
+        ends = (parts[-depth:] for depth in range(1, len(parts) + 1))
+        unique = next(end for end in ends if sum(other[-len(end) :] == end for other in distinct) == 1)
+        return "-".join(part.strip("/") for part in unique)
+
+    return ["+".join(map(name, files)) for files in paths]

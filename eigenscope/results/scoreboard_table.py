@@ -32,16 +32,16 @@ def scoreboard_table(rows: Sequence[Row], *marked: Row) -> str:
     ordered = sorted(groups.values(), key=lambda members: own.isdisjoint(map(id, members)))
     parts = [f"In every row: {', '.join(common)}"] if common else []
     for members in ordered:
-        heading = _heading(members[0], alone=len(ordered) == 1)
+        heading = _heading(members[0], any(row["data"] for row in rows))
         parts.append("\n".join(filter(None, [heading, _table(members, names, own)])))
     if any(row["busy"] for row in rows):
         parts.append("* other processes kept the machine busy: these seconds are not to be relied on")
     return "\n\n".join(parts)
 
 
-def _heading(row: Row, alone: bool) -> str:
-    """What the rows beside this one share."""
-    data = row["data"] or ("" if alone else "data not recorded")
+def _heading(row: Row, data_known: bool) -> str:
+    """What the rows beside this one share; ``data_known``: other rows of the board say what their data are."""
+    data = row["data"] or ("data not recorded" if data_known else "")
     shared = [data, row["protocol"] and f"protocol {row['protocol']}"]
     shared += [row["validated"] and f"validated on {row['validated']}"]
     return "; ".join(filter(None, shared))

@@ -119,7 +119,8 @@ def _flatten(value: Any, path: str, found: dict[str, Any], watching: Collection[
                 while f"{path}.{name}" in found:
                     name += "#"
                 found[f"{path}.{name}"] = True
-                _flatten(callback.get("init_args") or {}, f"{path}.{name}", found, watching)
+                for key, item in (callback.get("init_args") or {}).items():
+                    _flatten(item, f"{path}.{name}.{key}", found, watching)
     elif isinstance(value, Mapping) and "class_path" in value:
         found[path] = _short_class(value)
         for below in ("init_args", "dict_kwargs"):
@@ -131,7 +132,7 @@ def _flatten(value: Any, path: str, found: dict[str, Any], watching: Collection[
     elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         for number, item in enumerate(value):
             _flatten(item, f"{path}.{number}", found, watching)
-    elif path != "warm_start" or value is not None:
+    elif value not in (None, {}) or path not in _PARTS:
         found[path] = value
 
 
