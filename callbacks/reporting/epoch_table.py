@@ -66,7 +66,7 @@ class EpochTable(EpochRecorder):
 
     def _left(self, trainer: Trainer) -> str:
         epochs, steps = trainer.max_epochs, trainer.max_steps
-        left = [epochs - self.epochs[-1].epoch] if epochs is not None and epochs >= 0 else []
+        left: list[float] = [epochs - self.epochs[-1].epoch] if epochs is not None and epochs >= 0 else []
         if steps >= 0:
             left.append((steps - trainer.global_step) / max(1, trainer.global_step - self._steps))
         since = self.epochs[self._before :]  # those before a resume may have run elsewhere

@@ -67,11 +67,12 @@ def run_data(trainer: Trainer) -> str:
 
 def validated_part(trainer: Trainer) -> str:
     """Which part of the validation set the score is of; empty if it is the whole."""
-    found = "" if not trainer.overfit_batches else f"overfit to {trainer.overfit_batches} batches"
-    loaders: Any = trainer.val_dataloaders
+    overfit: float = getattr(trainer, "overfit_batches", 0)
+    found = "" if not overfit else f"overfit to {overfit} batches"
+    loaders: Any = trainer.val_dataloaders or []
     loaders = loaders if isinstance(loaders, (list, tuple)) else [loaders]
     try:
-        whole = sum(len(loader) for loader in loaders)
+        whole: float = sum(len(loader) for loader in loaders)
     except TypeError:  # a stream without an end
         whole = float("inf")
     used = sum(trainer.num_val_batches)

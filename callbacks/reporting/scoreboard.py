@@ -64,7 +64,8 @@ class Scoreboard(EpochRecorder):
         self.show = show
         self._result: RunResult | None = None
         self._settings: dict[str, Any] = {}
-        self._load, self._others = MachineLoad(), None
+        self._load = MachineLoad()
+        self._others: float | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks that the scoreboard file is readable."""

@@ -18,7 +18,7 @@ from eigenscope.results.environment import unlike_runs
 from eigenscope.results.run_result import RunResult, StoppedRun
 from eigenscope.results.scoreboard import read_scoreboard, rows_of
 from eigenscope.results.scoreboard_table import scoreboard_table
-from eigenscope.results.settings import SEED, flat_settings, setting_text, settings_table
+from eigenscope.results.settings import SEED, flat_settings, settings_table
 from eigenscope.results.statistics import ArmSummary, compare_arms, comparison_table
 from eigenscope.results.timing import timing_notes, unlike_scores
 from eigenscope.text import duration, text_table

@@ -49,9 +49,7 @@ def run_label(
     if files:
         base = resolve([part for file in files for part in ("--config", file)]) if given or environment else now
     if base is None:  # an option at a time, as written
-        changed = [("".join(o.removeprefix("--").split("init_args.")), v) for o, v in given if o.startswith("--")]
-        changed = [(SEED if path == "seed_everything" else path, value) for path, value in changed]
-        changed = [(path, yaml.safe_load(value)) for path, value in changed if not is_left_out(path)]
+        changed = list(_written(given))
     else:
         changed = list(_changes(base, now)) if base is not now else []
     names = short_names([path for path, _ in changed], flat_settings(now, watching_callbacks(now)))
@@ -84,6 +82,14 @@ def _file_name(file: str) -> str:
 
 def _parts(label: Any) -> list[str]:
     return [label] if isinstance(label, str) else list(label or [])
+
+
+def _written(given: Sequence[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
+    """The settings that options name, the later of two wins."""
+    last = {"".join(option.removeprefix("--").split("init_args.")): value for option, value in given}
+    for path, value in last.items():
+        if not is_left_out(path := SEED if path == "seed_everything" else path):
+            yield path, value
 
 
 def _raw(file: str) -> Any:

@@ -40,6 +40,11 @@ UNIMPORTANT = ["--data.init_args.num_workers=0", "--trainer.callbacks+=DeviceSta
             [*NOISE, "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.init_args.monitor=val/mse"],
             ["+ EarlyStopping", "monitor=val/mse"],
         ),
+        # no file, or one that is no whole configuration
+        (
+            ["--model=GradientReplayModule", "--data=GradientSpikeDataModule", "--trainer.max_epochs=2"],
+            ["model=GradientReplayModule", "data=GradientSpikeDataModule", "max_epochs=2"],
+        ),
         ([*NOISE, "--label", "third try", "--data.init_args.clamp=null"], ["third try", "clamp=null"]),
     ],
 )
