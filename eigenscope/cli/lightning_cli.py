@@ -147,13 +147,13 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
 
         def of_files(files: list[str]) -> Any:
             try:
-                return plain(parser.parse_args(["fit", *files], env=False))
+                return plain(parser.parse_args(["fit", *files]))
             except UsageError:  # they hold no whole configuration
                 return None
             finally:
                 parser.args = given  # which errors name
 
-        return run_label(given, plain(self.config), of_files, parser.default_env)
+        return run_label(given, plain(self.config), of_files)
 
     def before_instantiate_classes(self) -> None:
         """Replaces bf16 by fp32 where the device would only emulate it, and says so; looks at the checkpoint.

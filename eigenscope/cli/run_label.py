@@ -26,13 +26,11 @@ from eigenscope.results.settings import (
 Config = Mapping[str, Any]
 
 
-def run_label(
-    args: Sequence[str], now: Config, resolve: Callable[[list[str]], Config | None], environment: bool = False
-) -> list[str]:
+def run_label(args: Sequence[str], now: Config, resolve: Callable[[list[str]], Config | None]) -> list[str]:
     """What a fit has otherwise than its first configuration file, in parts.
 
     First what the file is called if the run is called otherwise, then ``+ name`` of each further file, then each
-    setting that options or the environment have changed: ``clamp=null``. A setting goes by the end of its dotted name
+    setting that options have changed: ``clamp=null``. A setting goes by the end of its dotted name
     that no other has. Where files are, what is shown, and where it is computed, is left out. A file that holds a label,
     as the ``config.yaml`` of a run does, begins with that.
 
@@ -40,18 +38,19 @@ def run_label(
         args: the command line, after the name of the program.
         now: the resolved configuration, plain values.
         resolve: gives the configuration that files alone stand for; None if they are not enough for one.
-        environment: whether the parser reads options from the environment too.
     """
     files = [file for file in config_values(args) if Path(file).is_file()]
     given = [(option, value) for option, value in options(args) if option not in ("--config", "-c")]
     given += [("--config", text) for text in config_values(args) if text not in files]
     base: Config | None = None
     if files:
-        base = resolve([part for file in files for part in ("--config", file)]) if given or environment else now
+        base = resolve([part for file in files for part in ("--config", file)]) if given else now
     if base is None:  # an option at a time, as written
         changed = list(_written(given))
+    elif base is now:
+        changed = []
     else:
-        changed = list(_changes(base, now)) if base is not now else []
+        changed = list(_changes(base, now))
     names = short_names([path for path, _ in changed], flat_settings(now, watching_callbacks(now)))
     texts = [_part(names[path], path, value) for path, value in changed]
     inherited = _parts((base or {}).get("label"))
