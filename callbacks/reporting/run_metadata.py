@@ -172,7 +172,7 @@ class RunMetadataCallback(Callback):
             "code": code,
             "versions": versions(),
             "hardware": hardware(),
-            "configuration": _hyperparameters(pl_module, data) if self.configuration is None else self.configuration,
+            "configuration": hyperparameters(pl_module, data) if self.configuration is None else self.configuration,
         }
 
     def _settings(self, trainer: Trainer, pl_module: LightningModule) -> list[Setting]:
@@ -210,7 +210,8 @@ def _samples(batch: Any) -> int:
     return len(batch) if isinstance(batch, Tensor) and batch.ndim else 0
 
 
-def _hyperparameters(pl_module: LightningModule, data: Any) -> dict[str, Any]:
+def hyperparameters(pl_module: LightningModule, data: Any) -> dict[str, Any]:
+    """The hyperparameters that a module and a data module have saved, as plain values."""
     return {
         name: {"class": type(part).__name__, **_plain(dict(getattr(part, "hparams", {})))}
         for name, part in (("model", pl_module), ("data", data))

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -16,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # its stub leaves it out
 
 from eigenscope import callbacks, renamed
+from eigenscope.adapters.jsonargparse_names import subcommand_parser
 from eigenscope.adapters.lightning_names import GivenConfiguration, ignore_moved_checkpoints, keep_signals, quieten
 from eigenscope.callbacks._output import written_folders
 from eigenscope.callbacks.resuming.run_provenance import RunProvenance
@@ -28,6 +30,7 @@ from eigenscope.cli.process.lost_ranks import end_by_signal, end_with_launcher, 
 from eigenscope.cli.resume.compatibility import check_network, check_options, find_checkpoint
 from eigenscope.cli.resume.prepare_resume import prepare_resume
 from eigenscope.cli.resume.warm_start import misshaped, read_weights, unmatched, warm_start
+from eigenscope.cli.run_label import run_label
 from eigenscope.cli.shipped_configs import with_shipped_configs
 from eigenscope.loader_processes import guard_loader_processes
 from eigenscope.optim.emerging import EMERGING_OPTIMIZERS
@@ -115,6 +118,12 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
             help="fit with --ckpt_path: a key of the configuration, such as data.init_args.batch_size, that may differ "
             "from the checkpoint's on purpose, with all below it; repeatable. The run record keeps the change.",
         )
+        parser.add_argument(
+            "--label",
+            type=str | list[str] | None,
+            help="fit: what the run is called beside its name, on the scoreboard, in TensorBoard and in its record, "
+            "before all that it has otherwise than its first configuration file.",
+        )
         for name in _LINKED:
             parser.link_arguments(f"data.{name}", f"model.init_args.net.init_args.{name}", apply_on="instantiate")
 
@@ -124,11 +133,30 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         notes: dict[str, None] = {}  # in order, each once
         try:
             with loading_present_names(notes):
-                self.config = parser.parse_args(renamed.options(given, notes.setdefault))
+                given = renamed.options(given, notes.setdefault)
+                self.config = parser.parse_args(given)
+                if self.config.subcommand == "fit":
+                    self.config.fit.label = self._label(parser, given)
         except renamed.RemovedArgumentError as error:
             raise UsageError(str(error)) from error
         if notes:
             rank_zero_only(print)(f"Names of version 0.4: {', '.join(notes)}.", file=sys.stderr, flush=True)
+
+    def _label(self, parser: LightningArgumentParser, given: list[str]) -> list[str]:
+        """What the run has otherwise than its configuration file."""
+
+        def plain(config: Namespace) -> Any:
+            return yaml.safe_load(parser.dump(config, skip_unset=False))["fit"]
+
+        def of_files(files: list[str]) -> Any:
+            try:
+                return plain(parser.parse_args(["fit", *files]))
+            except UsageError:  # they hold no whole configuration
+                return None
+            finally:
+                parser.args = given  # which errors name
+
+        return run_label(given, plain(self.config), of_files)
 
     def before_instantiate_classes(self) -> None:
         """Replaces bf16 by fp32 where the device would only emulate it, and says so; looks at the checkpoint.
@@ -256,11 +284,11 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
 
 
 class _Parsed(Exception):
-    """Carries the resolved configuration out of the constructor of :class:`_ParseOnly`."""
+    """Carries what was asked for out of the constructor of :class:`EigenscopeCLI`."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, found: Any) -> None:
         super().__init__()
-        self.config = config
+        self.found = found
 
 
 class _ParseOnly(EigenscopeCLI):
@@ -269,16 +297,31 @@ class _ParseOnly(EigenscopeCLI):
         raise _Parsed(yaml.safe_load(parser.dump(self.config, skip_unset=False))["fit"])
 
 
+class _ParserOnly(EigenscopeCLI):
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        raise _Parsed(subcommand_parser(parser, "fit"))
+
+
 def resolve(args: list[str]) -> dict[str, Any]:
     """The full configuration that ``fit`` would run with these arguments, as plain values.
 
     Raises:
         UsageError: they cannot be understood.
     """
+    found: dict[str, Any] = _found(_ParseOnly, ["fit", *with_shipped_configs(args)])
+    return found
+
+
+def fit_parser() -> Any:
+    """The parser of ``fit``."""
+    return _found(_ParserOnly, ["fit"])
+
+
+def _found(kind: type[EigenscopeCLI], args: list[str]) -> Any:
     try:
-        _ParseOnly(["fit", *with_shipped_configs(args)])
+        kind(args)
     except _Parsed as parsed:
-        return parsed.config
+        return parsed.found
     raise RuntimeError("the parser returned without a configuration")
 
 
@@ -298,7 +341,7 @@ def main(args: list[str] | None = None) -> Any:
     stop_signals.forget()
     try:
         args = with_shipped_configs(sys.argv[1:] if args is None else args)
-        return compare_main(args[1:], resolve) if args[:1] == ["compare"] else EigenscopeCLI(args)
+        return compare_main(args[1:], resolve, fit_parser) if args[:1] == ["compare"] else EigenscopeCLI(args)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -51,3 +51,11 @@ def shipped_config(name: str) -> Path:
         proposal = hint(meant and f"{_PREFIX}{meant}", [], "")
         raise UsageError(f"there is no configuration {_PREFIX}{name} in {folder}{proposal}")
     return path
+
+
+def shipped_name(path: Path) -> str | None:
+    """What a shipped configuration's file is called after ``eigenscope:``; None of any other file."""
+    try:
+        return path.resolve().relative_to(_FOLDER.resolve()).with_suffix("").as_posix()
+    except ValueError:
+        return None

@@ -22,6 +22,7 @@ FREE: Mapping[str, tuple[str, ...]] = {
         "warm_start",
         "warm_start_map",
         "resume_allow",
+        "label",
     ),
     "how long the run is": (
         "trainer.max_epochs",
@@ -145,7 +146,7 @@ def differences(saved: Any, now: Any, path: str = "", sections: Mapping[str, typ
         path: dotted, where in the configuration both are.
         sections: the classes of parts that name none, by path.
     """
-    return list(_walk(_plain(saved), _plain(now), path, (sections or {}).get(path), sections or {}))
+    return list(_walk(as_plain(saved), as_plain(now), path, (sections or {}).get(path), sections or {}))
 
 
 def _walk(saved: Any, now: Any, path: str, owner: Any, sections: Mapping[str, type]) -> Iterator[Difference]:
@@ -159,8 +160,8 @@ def _walk(saved: Any, now: Any, path: str, owner: Any, sections: Mapping[str, ty
                 saved, now = _shared_arguments(saved, now)
         for key in dict.fromkeys([*saved, *now]):
             below = _join(path, key)
-            inner = owner if key == "init_args" else sections.get(below) or _dataclass(owner, key)
-            empty: Any = {} if key in ("init_args", "dict_kwargs") else _plain(argument_default(owner, key))
+            inner = owner if key == "init_args" else sections.get(below) or dataclass_of(owner, key)
+            empty: Any = {} if key in ("init_args", "dict_kwargs") else as_plain(argument_default(owner, key))
             left, right = (side.get(key, empty) for side in (saved, now))
             if left is ABSENT or right is ABSENT:
                 left, right = (None if right is None else left), (None if left is None else right)
@@ -178,11 +179,11 @@ def _walk(saved: Any, now: Any, path: str, owner: Any, sections: Mapping[str, ty
 def _binding(config: Config, callbacks: Mapping[str, Any]) -> dict[str, Any]:
     """What of a configuration a run may not change, with those of its callbacks that it may not."""
     free = {path for paths in FREE.values() for path in paths}
-    kept: dict[str, Any] = _without(_plain(config), free, "")
+    kept: dict[str, Any] = _without(as_plain(config), free, "")
     trainer = kept.get("trainer")
     if isinstance(trainer, dict):
         trainer["precision"] = precision_name(trainer.get("precision"))
-        trainer["callbacks"] = _plain(callbacks)
+        trainer["callbacks"] = as_plain(callbacks)
     return kept
 
 
@@ -199,20 +200,21 @@ def _shared_arguments(saved: dict[str, Any], now: dict[str, Any]) -> tuple[dict[
     return {"init_args": {name: left[name] for name in names}}, {"init_args": {name: right[name] for name in names}}
 
 
-def _dataclass(owner: Any, name: str) -> Any:
+def dataclass_of(owner: Any, name: str) -> Any:
     """The dataclass that an argument is of, whose fields a configuration gives without naming it."""
     annotation = argument_annotation(owner, name)
     parts = (annotation, *typing.get_args(annotation))
     return next((part for part in parts if dataclasses.is_dataclass(part)), None)
 
 
-def _plain(value: Any) -> Any:
+def as_plain(value: Any) -> Any:
+    """Mappings, sequences, dataclasses, enums and paths as dictionaries, lists and words."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: as_plain(item) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain(dataclasses.asdict(value))
+        return as_plain(dataclasses.asdict(value))
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
+        return [as_plain(item) for item in value]
     if isinstance(value, enum.Enum):
         return value.name
     return str(value) if isinstance(value, Path) else value
