@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.func import debug_unwrap
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # its stub leaves it out
 
+from eigenscope.linalg.finite import has_values, refuse_non_finite
 from eigenscope.linalg.threaded import eigh, eigvalsh
 
 
@@ -94,24 +94,11 @@ def _scaled(A: Tensor, compute_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """
     largest = A.detach().abs().amax((-2, -1), keepdim=True)
     scale = largest.clamp_min(torch.finfo(A.dtype).tiny)
-    if _is_known(scale):
-        # Before the solver, which reports some such matrices and gives others singular values of 0. On a GPU it waits
-        # for its own report in any case.
-        if not bool(scale.isfinite().all()):
-            raise LinAlgError("A must be finite, got a matrix with NaN or infinity")
+    if has_values(scale):
+        refuse_non_finite("A", scale)  # on a GPU the solver waits for its own report in any case
         return (A / scale).to(compute_dtype), scale
     finite = scale.isfinite()
     return torch.where(finite, A / scale, 0).to(compute_dtype), torch.where(finite, scale, torch.nan)
-
-
-def _is_known(x: Tensor) -> bool:
-    """Whether there are numbers to look at: not while compiling, in functorch's transforms, or on fake tensors."""
-    return (
-        not torch.compiler.is_compiling()
-        and type(x) in (Tensor, nn.Parameter)
-        and x.device.type != "meta"
-        and debug_unwrap(x) is x
-    )
 
 
 def _factors(B: Tensor, long: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -126,7 +113,7 @@ def _unscaled(s: Tensor, scale: Tensor) -> Tensor:
 
 def _marked(vectors: Tensor, scale: Tensor) -> Tensor:
     """NaN where the matrix had an entry that is not finite."""
-    return vectors if _is_known(scale) else torch.where(scale.isfinite(), vectors, torch.nan)
+    return vectors if has_values(scale) else torch.where(scale.isfinite(), vectors, torch.nan)
 
 
 def _broadened_inverse(x: Tensor, width: Tensor) -> Tensor:
