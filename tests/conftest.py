@@ -5,9 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchvision.transforms.v2.functional import to_pil_image
+
+# The same examples in every run, and nothing written. PROPERTY_EXAMPLES=1000 searches further.
+settings.register_profile(
+    "suite",
+    max_examples=int(os.environ.get("PROPERTY_EXAMPLES", "50")),
+    derandomize=True,
+    deadline=None,
+    database=None,
+)
+settings.load_profile("suite")
 
 
 def pytest_configure() -> None:

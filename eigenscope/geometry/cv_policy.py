@@ -66,7 +66,8 @@ class SoftHand:
 
 def proximity(cv: float, target: float, width: float = SoftHand.width) -> float:
     """exp(−(cv − target)² / (2 width²)), 1 at the target."""
-    return math.exp(-((cv - target) ** 2) / (2 * width**2))
+    deviation = (cv - target) / width
+    return math.exp(-deviation * deviation / 2)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ def effective_rank(S: Tensor) -> Tensor:
 
     Returns:
         (...) in the dtype of S, at least float32: between 1, for a single value, and r, for r equal ones; 0 where all
-        values are zero. The gradient with respect to a zero value is taken as zero; it is infinite from the right.
+        values are zero; NaN where one is NaN, infinite or negative. The gradient with respect to a zero value is taken
+        as that of the sum alone, and as zero where all are zero; it is infinite from the right.
 
     Raises:
         ValueError: S has no values or is not floating point.
@@ -21,16 +22,17 @@ def effective_rank(S: Tensor) -> Tensor:
     if S.ndim < 1 or S.shape[-1] < 1 or not S.is_floating_point():
         raise ValueError(f"S must be real spectra (..., r) with r >= 1, got {S.dtype} of shape {tuple(S.shape)}")
     S = S.to(torch.promote_types(S.dtype, torch.float32))
-    total = S.sum(-1, keepdim=True)
-    p = S / torch.where(total == 0, 1, total)
+    largest = S.detach().abs().amax(-1, keepdim=True)
+    S = S / largest.clamp_min(torch.finfo(S.dtype).tiny)  # the sum of the largest numbers overflows
+    p = S / torch.where(largest == 0, 1, S.sum(-1, keepdim=True))
     entropy = -(p * torch.where(p == 0, 1, p).log()).sum(-1)
-    return torch.where(total[..., 0] == 0, 0, entropy.exp())
+    return torch.where(largest[..., 0] == 0, 0, entropy.exp())
 
 
 def spread_matrices(points: Tensor, count: int) -> Tensor:
     """At most ``count`` of the matrices (..., V, D), evenly spaced over the leading dimensions, (N, V, D)."""
     matrices = points.reshape(-1, *points.shape[-2:])
-    places = torch.linspace(0, len(matrices) - 1, min(len(matrices), count)).round().long()
+    places = torch.linspace(0, len(matrices) - 1, min(len(matrices), count), dtype=torch.float64).round().long()
     return matrices[places.to(points.device)]
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from eigenscope.geometry.simplex_volumes import simplex_volumes
+from eigenscope.geometry.simplex_volumes import edge_volumes, power_of_two
 
 
 def expected_cv(dim: int, k: int = 4) -> float:
@@ -19,7 +19,7 @@ def expected_cv(dim: int, k: int = 4) -> float:
             · Π_{j=1..k} Γ((n−k+m+j)/2) / Γ((n−k+j)/2)
 
     Independent entries of any common distribution come near it for large dim. It depends on the dimension strongly:
-    0.92 for 4-simplices at 4, 0.20 at 16, 0.15 at 24; no value is universal. Three digits hold up to dim = 10^5.
+    0.92 for 4-simplices at 4, 0.20 at 16, 0.15 at 24; no value is universal. Relative error below 1e-11 for any dim.
 
     Args:
         dim: dimension n of the space, at least k.
@@ -32,15 +32,19 @@ def expected_cv(dim: int, k: int = 4) -> float:
         raise ValueError(f"k must be at least 1, got {k}")
     if dim < k:
         raise ValueError(f"dim must be at least k = {k}, got {dim}: a {k}-simplex has no volume in fewer dimensions")
-    return math.sqrt(math.expm1(_log_moment(dim, k, 2) - 2 * _log_moment(dim, k, 1)))  # E[V²] / E[V]² − 1
+    # log(E[V²] / E[V]²), put together from small terms: the logarithms of the moments are large and cancel.
+    middle = (k + 1) * dim / 2
+    log_ratio = _log_gamma_ratio(middle - k / 2) - math.log1p(-k / (2 * middle)) - (k + 1) * _log_gamma_ratio(dim / 2)
+    log_ratio += sum(_log_gamma_ratio((dim - k + j) / 2) for j in range(1, k + 1))
+    return math.sqrt(math.expm1(log_ratio))
 
 
-def _log_moment(n: int, k: int, m: int) -> float:
-    """Logarithm of E[(k! V)^m]."""
-    a = (k + 1) * (n + m - 2) / 2 + 1
-    gram = sum(math.lgamma((n - k + m + j) / 2) - math.lgamma((n - k + j) / 2) for j in range(1, k + 1))
-    radii = (k + 1) * (math.lgamma(n / 2) - math.lgamma((n + m) / 2))
-    return radii + math.lgamma(a) - math.lgamma(a - m / 2) + gram
+def _log_gamma_ratio(x: float) -> float:
+    """log(Γ(x) Γ(x + 1) / Γ(x + ½)²), about 1 / (4 x)."""
+    if x < 16:
+        return math.lgamma(x) + math.lgamma(x + 1) - 2 * math.lgamma(x + 0.5)
+    y = 1 / (x * x)  # the asymptotic series
+    return (1 / 4 + y * (-1 / 96 + y * (1 / 320 + y * (-17 / 7168 + y * 31 / 9216)))) / x
 
 
 _CORNERS = 5  # of a 4-simplex, the 4-simplex
@@ -75,16 +79,18 @@ def volume_cv(points: Tensor, num_simplices: int = 200, generator: torch.Generat
 
     Returns:
         CVEstimate, each (...) in the dtype of ``points``, at least float32; NaN where every volume is zero, as when
-        all rows are equal, because there is no CV then.
+        all rows are equal, because there is no CV then, and where an entry is not finite. Rows that span fewer than
+        four dimensions have volumes of rounding errors alone, and the CV of these.
 
     Raises:
         ValueError: V < 5, D < 4, ``points`` is not floating point, or ``num_simplices`` < 2.
     """
     _check(points, num_simplices)
     points = points.to(torch.promote_types(points.dtype, torch.float32))
+    points = points / power_of_two(points.detach().abs().amax((-2, -1), keepdim=True))  # differences would overflow
     extent = (points - points[..., :1, :]).detach().abs().amax((-2, -1), keepdim=True)
     points = points / torch.where(extent > 0, extent, 1)  # fourth powers of small lengths would underflow
-    deviation = _relative_deviation(simplex_volumes(_random_simplices(points, num_simplices, generator)))
+    deviation = _relative_deviation(edge_volumes(_edges(_random_simplices(points, num_simplices, generator))))
     cv = _root_mean_square(deviation)
     c = cv[..., None].clamp_min(torch.finfo(cv.dtype).tiny)
     influence = (deviation.square() - c.square()) / (2 * c) - c * deviation
@@ -118,7 +124,7 @@ def cv_loss(
             where all rows coincide.
 
     Returns:
-        Scalar in the dtype of ``points``, at least float32.
+        Scalar in the dtype of ``points``, at least float32; NaN of no matrices.
 
     Raises:
         ValueError: as :func:`volume_cv`, or ``target`` is not finite and >= 0, or ``ridge`` not.
@@ -126,7 +132,13 @@ def cv_loss(
     _check(points, num_simplices)
     if not 0 <= target < math.inf:
         raise ValueError(f"target must be a finite number >= 0, got {target}")
-    volumes = simplex_volumes(_random_simplices(points, num_simplices, generator), ridge)
+    if not 0 <= ridge < math.inf:
+        raise ValueError(f"ridge must be a finite number >= 0, got {ridge}")
+    points = points.to(torch.promote_types(points.dtype, torch.float32))
+    corner = math.sqrt(ridge)
+    scale = power_of_two(points.detach().abs().amax((-2, -1), keepdim=True).clamp_min(corner))  # no CV depends on it
+    edges = _edges(_random_simplices(points / scale, num_simplices, generator))
+    volumes = edge_volumes(edges, corner / scale[..., None] if ridge else None)
     return (_root_mean_square(_relative_deviation(volumes)) - target).square().mean()
 
 
@@ -157,6 +169,10 @@ def _random_simplices(points: Tensor, count: int, generator: torch.Generator | N
     starts = rows * torch.arange(matrices, device=points.device)
     flat = drawn.to(points.device).reshape(matrices, count * _CORNERS) + starts[:, None]
     return points.reshape(-1, dim).index_select(0, flat.flatten()).reshape(*leading, count, _CORNERS, dim)
+
+
+def _edges(simplices: Tensor) -> Tensor:
+    return simplices[..., 1:, :] - simplices[..., :1, :]
 
 
 def _relative_deviation(volumes: Tensor) -> Tensor:

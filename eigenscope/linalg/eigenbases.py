@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from eigenscope.linalg.finite import has_values, refuse_non_finite
+
 
 def principal_angles(Q: Tensor, R: Tensor, k: int | None = None) -> Tensor:
     """Principal angles between the spans of the k leading columns of two bases.
@@ -19,7 +21,8 @@ def principal_angles(Q: Tensor, R: Tensor, k: int | None = None) -> Tensor:
         k: How many leading columns span the subspaces, 1 to min(n, m). Default: all m.
 
     Returns:
-        (..., k) float64, radians in [0, π/2], ascending. Symmetric in Q and R up to rounding.
+        (..., k) float64, radians in [0, π/2], ascending. Symmetric in Q and R up to rounding. Where columns are
+        dependent their span is filled up to k dimensions in an arbitrary way, and the angles are those of that.
 
     Raises:
         ValueError: Q and R are not real matrices of one shape, or k is out of its range.
@@ -29,7 +32,11 @@ def principal_angles(Q: Tensor, R: Tensor, k: int | None = None) -> Tensor:
     k = Q.shape[-1] if k is None else k
     if not 1 <= k <= min(Q.shape[-2:]):
         raise ValueError(f"k must be from 1 to the {min(Q.shape[-2:])} columns that can be independent, got {k}")
-    Q, R = (torch.linalg.qr(basis[..., :k].double()).Q for basis in (Q, R))
+    Q, R = (basis[..., :k].double() for basis in (Q, R))
+    for name, basis in (("Q", Q), ("R", R)):
+        if has_values(basis):
+            refuse_non_finite(name, basis)
+    Q, R = (torch.linalg.qr(basis).Q for basis in (Q, R))
     overlap = Q.mT @ R
     cosines = torch.linalg.svdvals(overlap)  # descending: the smallest angle first
     sines = torch.linalg.svdvals(R - Q @ overlap).flip(-1)
@@ -64,7 +71,7 @@ def sort_eigenbasis(Q: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         Values (..., n) float64, descending; and Q, in its own dtype, with its columns in that order. Equal values keep
-        the order of their columns.
+        the order of their columns. Where an entry is not finite the values are NaN, or infinite.
 
     Raises:
         ValueError: Q and A are not real matrices of one shape, or not square.
@@ -97,7 +104,7 @@ def weighted_subspace_distance(Q: Tensor, R: Tensor, q_values: Tensor, r_values:
         r_values: (..., m) likewise, those of R.
 
     Returns:
-        (...) float64 in [0, 1]; 0 where all values of both bases are zero.
+        (...) float64 in [0, 1]; 0 where all values of both bases are zero; NaN where an entry is not finite.
 
     Raises:
         ValueError: Q and R are not real matrices of one shape, or the values are not real vectors of theirs.
@@ -108,21 +115,23 @@ def weighted_subspace_distance(Q: Tensor, R: Tensor, q_values: Tensor, r_values:
             raise ValueError(f"{name} must be real, one value a column of {_described(Q)}, got {_described(values)}")
     Q, q_profile = _ordered(Q, q_values)
     R, r_profile = _ordered(R, r_values)
-    weights = _unit(q_profile + r_profile)[..., None, :]
+    weights = unit_vectors(q_profile + r_profile)[..., None, :]
     # The difference itself, not 2‖W‖² minus twice an inner product: that would lose half the digits of a small angle.
     difference = (Q * weights) @ Q.mT - (R * weights) @ R.mT
     distance: Tensor = torch.linalg.matrix_norm(difference) / 2**0.5
-    return distance.clamp_max(1)
+    return distance.clamp_max(1).where(distance.isfinite(), torch.nan)
 
 
 def _ordered(Q: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Columns in the order of their values, largest first, and the values of norm 1; both in float64."""
     values, order = values.double().clamp_min(0).sort(dim=-1, descending=True, stable=True)
-    return Q.double().take_along_dim(order[..., None, :], -1), _unit(values)
+    return Q.double().take_along_dim(order[..., None, :], -1), unit_vectors(values)
 
 
-def _unit(vectors: Tensor) -> Tensor:
-    """Vectors (..., n) divided by their norm; zero vectors stay."""
+def unit_vectors(vectors: Tensor) -> Tensor:
+    """Vectors (..., n) of any magnitude divided by their norm; zero vectors stay."""
+    if vectors.shape[-1]:  # so that no square over- or underflows
+        vectors = vectors / vectors.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
     norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors / torch.where(norms > 0, norms, 1)
 

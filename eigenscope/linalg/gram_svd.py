@@ -5,8 +5,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from eigenscope.linalg.broadened import broadened_eigh
-from eigenscope.linalg.threaded import eigvalsh
+from eigenscope.linalg.broadened import thin_svd
 
 
 class GramSVD(NamedTuple):
@@ -31,9 +30,9 @@ def gram_svd(
     Much faster than ``torch.linalg.svd`` for many matrices with one short side. The price is that squaring the
     matrix halves the digits: a singular value below sqrt(eps) of the largest one (3e-4 of it in float32, 1.5e-8 in
     float64) is noise, and so is its vector beyond being orthogonal to the others. Autocast does not apply inside.
-    Entries are scaled by the largest magnitude of their matrix first, so that no square over- or underflows. Signs
-    are the solver's; see :func:`eigenscope.linalg.fix_signs`. The gradient is finite where singular values are equal;
-    see :func:`eigenscope.linalg.broadened.broadened_eigh`.
+    Entries are scaled by the largest magnitude of their matrix first, so that no square over- or underflows, from
+    subnormal entries to the largest. Signs are the solver's; see :func:`eigenscope.linalg.fix_signs`. The gradient is
+    finite where singular values are equal or zero; see :func:`eigenscope.linalg.broadened.thin_svd`.
 
     Args:
         A: (..., m, n), real, any leading shape.
@@ -43,12 +42,14 @@ def gram_svd(
 
     Returns:
         GramSVD with factors in the dtype of A (float32 for half-precision A). On zero and rank-deficient input
-        everything is finite, U and Vh included, whose rows and columns stay orthonormal.
+        everything is finite, U and Vh included, whose rows and columns stay orthonormal. A singular value above the
+        largest number of the dtype is infinite.
 
     Raises:
         ValueError: A has fewer than two dimensions, is empty, complex or integer, or an option is not one of those
             named above.
-        torch.linalg.LinAlgError: an entry of A is not finite.
+        torch.linalg.LinAlgError: an entry of A is not finite. Where entries cannot be looked at, under
+            ``torch.compile``, functorch's transforms and fake tensors, the factors of such a matrix are NaN instead.
     """
     if A.ndim < 2 or 0 in A.shape[-2:] or not A.is_floating_point():
         raise ValueError(f"A must be real matrices (..., m, n) with m, n >= 1, got {A.dtype} of shape {tuple(A.shape)}")
@@ -59,26 +60,16 @@ def gram_svd(
     if compute_dtype not in (torch.float32, torch.float64):
         raise ValueError(f"compute_dtype must be torch.float32 or torch.float64, got {compute_dtype}")
 
-    with torch.autocast(A.device.type, enabled=False):
+    with torch.autocast("cpu" if A.is_meta else A.device.type, enabled=False):  # meta has no autocast
         wide = A.shape[-2] < A.shape[-1]
-        B = (A.mT if wide else A).to(compute_dtype)  # tall: (..., long, short)
-        largest = B.detach().abs().amax((-2, -1), keepdim=True)
-        scale = torch.where(largest > 0, largest, torch.ones_like(largest))
-        B = B / scale
-        gram = B.mT @ B
-        if vectors == "none":
-            S = _root(eigvalsh(gram).flip(-1)) * scale[..., 0]
-            return GramSVD(None, S.to(out_dtype), None)
-        squares, W = broadened_eigh(gram)
-        S = (_root(squares.flip(-1)) * scale[..., 0]).to(out_dtype)
-        W = W.flip(-1)  # vectors of the short side: Vh = Wᵀ when A is tall, U = W when it is wide
-        if vectors == "right" and not wide:
-            return GramSVD(None, S, W.mT.to(out_dtype))
-        other = _orthonormal(B @ W)
-        if wide:
-            U = W.to(out_dtype) if vectors == "both" else None
-            return GramSVD(U, S, other.mT.to(out_dtype))
-        return GramSVD(other.to(out_dtype), S, W.mT.to(out_dtype))
+        tall = (A.mT if wide else A).to(torch.promote_types(out_dtype, compute_dtype))  # (..., long, short)
+        svd = thin_svd(
+            tall, compute_dtype, short=vectors != "none", long=vectors == "both" or (vectors == "right" and wide)
+        )
+        S, short, long = (None if x is None else x.to(out_dtype) for x in svd)
+    assert S is not None
+    U, V = (short, long) if wide else (long, short)
+    return GramSVD(U if vectors == "both" else None, S, None if V is None else V.mT)
 
 
 def fix_signs(vectors: Tensor) -> Tensor:
@@ -91,21 +82,9 @@ def fix_signs(vectors: Tensor) -> Tensor:
         vectors: (..., r, n), one vector a row, as in the ``Vh`` of an SVD.
 
     Returns:
-        (..., r, n), same dtype; rows of zeros are returned as they are.
+        (..., r, n), same dtype; rows of zeros and rows with a NaN are returned as they are.
     """
+    if not vectors.shape[-1]:
+        return vectors
     pivot = vectors.gather(-1, vectors.abs().argmax(-1, keepdim=True))
     return torch.where(pivot < 0, -vectors, vectors)
-
-
-def _root(squares: Tensor) -> Tensor:
-    """Square root of eigenvalues that rounding may have pushed below zero; its gradient at zero is zero, not inf."""
-    positive = squares > 0
-    return torch.where(positive, torch.where(positive, squares, torch.ones_like(squares)).sqrt(), 0)
-
-
-def _orthonormal(columns: Tensor) -> Tensor:
-    """Normalises orthogonal columns; QR, unlike a division by S, stays orthonormal where a column is zero."""
-    Q, R = torch.linalg.qr(columns)
-    signs = torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(Q.dtype)
-    oriented: Tensor = Q * signs[..., None, :]
-    return oriented

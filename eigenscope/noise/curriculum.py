@@ -39,7 +39,7 @@ class Curriculum:
             raise ValueError(f"patience of a curriculum must be at least 1, got {patience}")
         self.tiers = CURRICULUM_TIERS if tiers is None else tuple(noise_ids(tier) for tier in tiers)
         flat = [kind for tier in self.tiers for kind in tier]
-        if not all(self.tiers) or len(set(flat)) < len(flat):
+        if not self.tiers or not all(self.tiers) or len(set(flat)) < len(flat):
             raise ValueError(f"tiers of a curriculum must be non-empty and name every type once, got {tiers}")
         self.patience = patience
         self.monitor = monitor
@@ -48,6 +48,8 @@ class Curriculum:
         if epochs is not None:
             if any(epoch < 0 for epoch in epochs):
                 raise ValueError(f"epochs of a curriculum must be at least 0, got {list(epochs)}")
+            if not all(isinstance(epoch, int) and epoch < _NEVER for epoch in epochs):
+                raise ValueError(f"epochs of a curriculum must be whole numbers below 2^63 - 1, got {list(epochs)}")
             if len(epochs) != len(self.tiers) - 1 or list(epochs) != sorted(epochs):
                 raise ValueError(
                     f"epochs of a curriculum must be {len(self.tiers) - 1} increasing numbers, one for each tier after "

@@ -11,6 +11,7 @@ the cache holds, which is what makes a keyed draw as fast as a generator's.
 import math
 from collections.abc import Callable, Iterator
 from copy import copy
+from operator import index
 
 import numpy as np
 import torch
@@ -63,14 +64,14 @@ def stream_key(*parts: int) -> int:
     """Folds integers such as (seed, split, epoch) into the key of one stream.
 
     Args:
-        parts: any integers; their order counts.
+        parts: any integers, taken modulo 2^64; their order counts.
 
     Returns:
         A signed 64-bit integer. Unequal parts give unrelated keys.
     """
     key = 0
     for part in parts:
-        key = _mix_int((key + _GAMMA + _mix_int((part + _GAMMA) & _WORD)) & _WORD)
+        key = _mix_int((key + _GAMMA + _mix_int((index(part) + _GAMMA) & _WORD)) & _WORD)
     return _signed(key)
 
 
@@ -150,7 +151,7 @@ class Streams:
         """N(0, 1) by Box and Muller, (N, count) float32; at most 6.56 in size, from 2^31 radii and 2^15 directions."""
         pairs = (count + 3) // 4 * 2
         bits = self.half_words(pairs + pairs // 2)
-        values = torch.empty((len(bits), 2, pairs), device=bits.device)
+        values = torch.empty((len(bits), 2, pairs), dtype=torch.float32, device=bits.device)
         odd = bits[:, pairs:].bitwise_or_(0x00010001).view(torch.int16)  # two angles each, of 2^15, never an axis
         angle = odd.to(torch.float32).mul_(math.pi * 2.0**-15)
         torch.cos(angle, out=values[:, 0])

@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from eigenscope.optim.common import MatmulPrecision, check_precision, matmul_precision
@@ -19,6 +20,10 @@ class Muon(MatrixOptimizer):
     M ← β M + (1−β) G; the update of an m×n weight is the nearest semi-orthogonal matrix to M, or to (1−β) G + β M with
     ``nesterov``, times ``update_rms`` √max(m, n), which has that root mean square in every entry (Liu et al. 2025,
     arXiv:2502.16982, who take 0.2 because AdamW's updates have it, so that a learning rate serves both).
+
+    An update does not depend on the scale of the gradients, down to float32's smallest normal number: momentum is
+    divided by its largest magnitude before the iteration, whose own norm is not taken below 1e-7. Gradients of zero
+    leave nothing but weight decay. Momentum is float32 whatever the parameter's dtype.
 
     A group keeps β as ``betas``, a tuple of one, where Adam keeps its β₁: a schedule that cycles momentum then cycles
     both. The iteration is emerging-optimizers', whose own Muon computes it in bfloat16 unless told otherwise.
@@ -34,7 +39,7 @@ class Muon(MatrixOptimizer):
         fp32_matmul_prec: of the iteration's products; ``"medium"`` computes them in bfloat16.
 
     Raises:
-        ValueError: an argument is out of range, or a parameter is not 2-D.
+        ValueError: an argument is out of range, or a parameter is not 2-D or not real.
         ImportError: another version of emerging-optimizers is installed.
     """
 
@@ -71,20 +76,18 @@ class Muon(MatrixOptimizer):
         super().__init__(params, defaults)
 
     def _update_parameters(self) -> None:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
+        for parameter, gradient, group in self._with_gradients():
+            self._update(parameter, gradient, group)
 
-    def _update(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         (beta,) = group["betas"]
-        gradient = parameter.grad.float()  # type: ignore[union-attr]  # the caller has looked
         state = self.state[parameter]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
         momentum = state["momentum_buffer"].lerp_(gradient, 1 - beta)
         with matmul_precision(group["fp32_matmul_prec"]):
             ahead = gradient.lerp(momentum, beta) if group["nesterov"] else momentum
+            ahead = ahead / ahead.abs().amax().clamp_min(torch.finfo(ahead.dtype).tiny)
             update = _library().newton_schulz(ahead, steps=group["num_ns_steps"], coefficient_type="quintic")
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         scale = group["update_rms"] * math.sqrt(max(parameter.shape))

@@ -51,6 +51,8 @@ def reasons_against(
     def reason(name: str, parameter: Tensor) -> str | None:
         if parameter.ndim != 2:
             return f"{parameter.ndim}-D"
+        if not parameter.is_floating_point():
+            return str(parameter.dtype).removeprefix("torch.")
         for pattern in exclude:
             if fnmatchcase(name, pattern):
                 return f"excluded by {pattern}"

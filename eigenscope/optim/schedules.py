@@ -55,9 +55,12 @@ class _FollowsRun(LRScheduler):
 
     def _length(self, stated: int | None) -> int:
         self.follows_run = stated is None
+        name = type(self).__name__
         if stated is not None:
+            if stated < 1:  # torch divides by it, or keeps the first rate for ever
+                raise ValueError(f"lr_scheduler {name} must have {self.length_name} of at least 1, got {stated}")
             return stated
-        ask, owner = _run_length.get(), f"lr_scheduler {type(self).__name__} needs {self.length_name}"
+        ask, owner = _run_length.get(), f"lr_scheduler {name} needs {self.length_name}"
         if ask is None:
             raise ValueError(f"{owner}, or to be made within eigenscope.optim.run_length(...), which tells it")
         length = ask()
@@ -66,7 +69,7 @@ class _FollowsRun(LRScheduler):
                 f"{owner}, because nobody knows how long the run is: "
                 "set trainer.max_epochs or trainer.max_steps, which it follows, or state it"
             )
-        return length
+        return max(1, length)  # a run of no steps takes none of its schedule
 
     def state_dict(self) -> dict[str, Any]:
         """The state, as torch's schedule of that name would give it."""

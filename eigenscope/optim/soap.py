@@ -41,6 +41,10 @@ class SOAP(MatrixOptimizer):
     (m, n), ``L`` and ``Q_L`` (m, m), ``R`` and ``Q_R`` (n, n), in float32 whatever the parameter's dtype, also after
     ``load_state_dict``. A step costs O(m³ + n³).
 
+    As in Adam, gradients well below ``eps`` make updates smaller in proportion; a gradient of zero makes none. The
+    factors hold squares: a gradient whose norm is beyond 1e19, or with KL-Shampoo beyond 1e19 √eps, overflows them, and
+    the eigensolver raises torch's LinAlgError.
+
     On a CPU the elementwise part of a step runs as it is written instead of compiled: compiling takes seconds and a
     C++ compiler there, and gains nothing.
 
@@ -49,7 +53,7 @@ class SOAP(MatrixOptimizer):
         lr: learning rate.
         betas: of Adam's moments.
         shampoo_beta: β of the factors.
-        eps: of Adam's denominator, and KL-Shampoo's smallest eigenvalue.
+        eps: of Adam's denominator, and KL-Shampoo's smallest eigenvalue; above 0.
         weight_decay: λ in p ← p − lr·λp.
         fp32_matmul_prec: of the factors' and the gradient's products.
         qr_fp32_matmul_prec: of the products that update the eigenbases.
@@ -59,7 +63,7 @@ class SOAP(MatrixOptimizer):
             TF32; see :func:`eigenscope.linalg.emulate_tf32`.
 
     Raises:
-        ValueError: an argument is out of range, or a parameter is not 2-D.
+        ValueError: an argument is out of range, or a parameter is not 2-D or not real.
         ImportError: another version of emerging-optimizers is installed.
     """
 
@@ -80,12 +84,16 @@ class SOAP(MatrixOptimizer):
     ) -> None:
         for name, value in {
             "lr": lr,
-            "eps": eps,
             "weight_decay": weight_decay,
             "max_update_rms": max_update_rms,
         }.items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a finite number >= 0, got {value}")
+        least = torch.finfo(torch.float32).tiny
+        if not least <= eps < math.inf:  # 0 would divide 0 by 0 where a gradient is zero
+            raise ValueError(f"eps must be a finite number >= {least:.3g}, float32's smallest, got {eps}")
+        if len(betas) != 2:
+            raise ValueError(f"betas must be two numbers, got {betas}")
         for name, beta in {"betas[0]": betas[0], "betas[1]": betas[1], "shampoo_beta": shampoo_beta}.items():
             if not 0 <= beta < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {beta}")
@@ -106,13 +114,10 @@ class SOAP(MatrixOptimizer):
 
     def _update_parameters(self) -> None:
         with self._arithmetic():
-            for group in self.param_groups:
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        self._update(parameter, group)
+            for parameter, gradient, group in self._with_gradients():
+                self._update(parameter, gradient, group)
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        gradient = parameter.grad.float()  # type: ignore[union-attr]  # the caller has looked
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
             state.update(init_state(parameter))
@@ -159,7 +164,7 @@ class REKLS(SOAP):
         lr: learning rate.
         betas: of Adam's moments.
         shampoo_beta: β of the factors.
-        eps: of Adam's denominator, and the smallest eigenvalue.
+        eps: of Adam's denominator, and the smallest eigenvalue; above 0.
         weight_decay: λ in p ← p − lr·λp.
         fp32_matmul_prec: of the factors' and the gradient's products.
         qr_fp32_matmul_prec: of the products that carry the moments from one eigenbasis to the next.
@@ -167,7 +172,7 @@ class REKLS(SOAP):
         emulate_tf32: rounds the operands as TF32 would, as in :class:`SOAP`.
 
     Raises:
-        ValueError: an argument is out of range, or a parameter is not 2-D.
+        ValueError: an argument is out of range, or a parameter is not 2-D or not real.
         ImportError: another version of emerging-optimizers is installed.
     """
 

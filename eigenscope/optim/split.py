@@ -1,5 +1,6 @@
 """Composite optimizer: hidden matrices to one optimizer, all other parameters to another."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -36,9 +37,9 @@ NOT_MATRICES = (
 class SplitOptimizer(Optimizer):
     """Composite optimizer: hidden weight matrices go to one optimizer, all other parameters to another.
 
-    A parameter goes to ``matrix`` if it is 2-D, no pattern of ``exclude`` matches its name, no side is longer than
-    ``max_side``, and it is not shaped as its own bias, as the gains of stacked norms are. SOAP, REKLS and Muon take
-    nothing but matrices, and are not meant for embeddings and outputs.
+    A parameter goes to ``matrix`` if it is 2-D and real, no pattern of ``exclude`` matches its name, no side is longer
+    than ``max_side``, and it is not shaped as its own bias, as the gains of stacked norms are. SOAP, REKLS and Muon
+    take nothing but matrices, and are not meant for embeddings and outputs.
 
     To schedules, gradient scalers, gradient clipping, Lightning and checkpoints it is an ordinary optimizer:
     ``param_groups`` holds the groups of both, the very dictionaries, first those of ``matrix``; ``state`` is a view of
@@ -83,8 +84,8 @@ class SplitOptimizer(Optimizer):
             raise ValueError(f"max_side must be at least 1 or None, got {max_side}")
         options = {key: value for key, value in {"lr": lr, "weight_decay": weight_decay}.items() if value is not None}
         for key, value in options.items():
-            if not value >= 0:
-                raise ValueError(f"{key} must be at least 0 or None, got {value}")
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{key} must be a finite number >= 0 or None, got {value}")
         groups = [{**options, **group} for group in named_groups(params)]
         parameters = params_by_name(groups)
         reasons = reasons_against(parameters, exclude, max_side)

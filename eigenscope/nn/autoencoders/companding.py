@@ -30,7 +30,8 @@ def compand(patches: Tensor) -> Companded:
     places has the least scale, and what stands out of it a u of about 10.
 
     Args:
-        patches: x, (..., P) real and finite; in float32 up to 1e30, beyond which x / s or its gradient may overflow.
+        patches: x, (..., P) real and finite, P >= 1; in float32 up to 1e30, beyond which x / s may overflow. Gradients
+            with respect to x / s below 1e-19, those of a number above 1e19, come out as zero.
 
     Returns:
         u and log s, both of finite gradient.

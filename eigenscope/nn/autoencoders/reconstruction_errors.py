@@ -48,7 +48,8 @@ def student_t_errors(
         reconstructions: (B, ...).
         targets: same shape.
         log_scale: log σ, a scalar or (...) as a sample, usually a parameter.
-        degrees_of_freedom: ν > 0; 1 is the Cauchy distribution, large ν tend to the Gaussian.
+        degrees_of_freedom: ν > 0; 1 is the Cauchy distribution, large ν tend to the Gaussian. e² / (ν σ²) must fit the
+            dtype.
 
     Returns:
         (B,) in nats per number, at least float32.
@@ -61,7 +62,11 @@ def student_t_errors(
         raise ValueError(f"degrees_of_freedom must be a positive finite number, got {nu}")
     log_scale = log_scale.flatten()  # a number per sample's number, or one for all
     scaled = _errors(reconstructions, targets) * (-log_scale).exp()
-    constant = 0.5 * math.log(nu * math.pi) + math.lgamma(nu / 2) - math.lgamma((nu + 1) / 2)
+    if nu < 1e4:
+        constant = 0.5 * math.log(nu * math.pi) + math.lgamma(nu / 2) - math.lgamma((nu + 1) / 2)
+    else:  # its series, since large logarithms cancel
+        constant = 0.5 * math.log(2 * math.pi) + 1 / (4 * nu)
+        nu = min(nu, 1e18)  # the Gaussian, to all digits
     return ((nu + 1) / 2 * (scaled.square() / nu).log1p() + log_scale).mean(1) + constant
 
 

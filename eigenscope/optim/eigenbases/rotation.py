@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from eigenscope.linalg import principal_angles, sort_eigenbasis, top_angle, weighted_subspace_distance
+from eigenscope.linalg.eigenbases import unit_vectors
 
 Verdict = Literal["stable", "gauge", "diverged"]
 
@@ -151,17 +152,15 @@ def block_overlap(Q: Tensor, R: Tensor, most: int = 128) -> Tensor:
 def _changes(A: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """Relative change, and sine of the angle, without loss of digits where they are small."""
     A, reference = A.double().flatten(-2), reference.double().flatten(-2)
+    largest = torch.maximum(A.abs().amax(-1, keepdim=True), reference.abs().amax(-1, keepdim=True))
+    scale = largest.clamp_min(torch.finfo(largest.dtype).tiny)  # no square over- or underflows
+    A, reference = A / scale, reference / scale
     norms, reference_norms = A.norm(dim=-1), reference.norm(dim=-1)
     difference = (A - reference).norm(dim=-1)
     change = torch.where(difference == 0, 0, difference / reference_norms)
-    chord = (_unit(A) - _unit(reference)).norm(dim=-1)  # 2 sin(θ/2)
+    chord = (unit_vectors(A) - unit_vectors(reference)).norm(dim=-1)  # 2 sin(θ/2)
     sine = chord * (1 - chord.square() / 4).clamp_min(0).sqrt()
     return change, torch.where((norms == 0) != (reference_norms == 0), 1, sine)
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    norms = vectors.norm(dim=-1, keepdim=True)
-    return vectors / torch.where(norms > 0, norms, 1)
 
 
 def _finite(matrices: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ _LEAST = 10  # of them before a jump can be told
 class SpikeDetector:
     """Detects the first step at which the gradient norm exceeds a multiple of its running median.
 
-    The median is that of the last 50 finite norms before the step, of which there must be at least ten.
+    The median is that of the last 50 finite norms before the step, of which there must be at least ten. Where it is
+    zero, as while nothing has a gradient, there is no scale to exceed and no spike.
 
     Args:
         factor: norms above ``factor`` times the median are a spike; None finds none.
@@ -41,7 +42,7 @@ class SpikeDetector:
         if not math.isfinite(norm):
             return False
         usual = self.median
-        above = self.factor is not None and usual is not None and norm > self.factor * usual
+        above = self.factor is not None and usual is not None and norm > self.factor * usual > 0
         begins = above and not self._inside
         self._inside = above
         self.norms.append(norm)

@@ -4,15 +4,6 @@ import torch
 from eigenscope.geometry import effective_rank
 
 
-@pytest.mark.parametrize("r", [1, 2, 7, 64])
-@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
-def test_a_flat_spectrum_has_its_length_and_a_single_value_one(r, scale):
-    assert effective_rank(torch.full((r,), scale)).item() == pytest.approx(r, rel=1e-5)
-    single = torch.zeros(3, r)
-    single[:, r // 2] = scale
-    torch.testing.assert_close(effective_rank(single), torch.ones(3))
-
-
 def test_values():
     S = torch.tensor([[3.0, 1.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
     expected = (4 / 3) ** 0.75 * 4**0.25  # exp(−Σ p log p) of 3/4 and 1/4

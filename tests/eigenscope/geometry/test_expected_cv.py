@@ -35,11 +35,6 @@ def test_other_simplices(dim, k):
     assert (volumes.std() / volumes.mean()).item() == pytest.approx(expected_cv(dim, k), rel=0.01)
 
 
-def test_large_dimensions_keep_their_digits():
-    # the volume of nearly orthonormal vectors: CV² D tends to a constant
-    assert expected_cv(40_000) * 200 == pytest.approx(expected_cv(10_000) * 100, rel=1e-3)
-
-
 @pytest.mark.parametrize(("dim", "k", "words"), [(3, 4, "dim must be at least k = 4, got 3"), (4, 0, "k must be")])
 def test_bad_input(dim, k, words):
     with pytest.raises(ValueError, match=words):

@@ -53,7 +53,7 @@ def assert_orthonormal(U: torch.Tensor, Vh: torch.Tensor, atol: float) -> None:
     torch.testing.assert_close(Vh @ Vh.mT, identity, atol=atol, rtol=0)
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-4, 1e4, 1e-20, 1e20])
+@pytest.mark.parametrize("scale", [1.0, 1e-20])
 @pytest.mark.parametrize("rank", [8, 16, 32])
 @pytest.mark.parametrize("name", SPECTRA)
 def test_error_over_the_optimum(name, rank, scale):
@@ -93,7 +93,7 @@ def test_factors_in_fp64_are_those_of_the_full_svd(shape, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("scale", [1.0, 1e-4, 1e4, 1e-20, 1e20, 1e-30, 1e30])
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
 @pytest.mark.parametrize("shape", [(40, 24), (24, 40), (40, 180)])  # 180 > 4 · 3 · 13: through M, not its Gram matrix
 @pytest.mark.parametrize("true_rank", [0, 1, 3, 8])
 def test_rank_deficient_input_is_finite_and_right(true_rank, shape, scale, method):

@@ -267,8 +267,8 @@ def test_gains_and_biases_of_stacked_networks_are_no_matrices():
         ({"exclude": "head.*"}, "exclude must be a list of patterns"),
         ({"exclude": ["*"]}, r"must have a matrix .*got excluded by \*: 0.weight \(8, 5\), 2.weight .*; 1-D: 0.bias"),
         ({"max_side": 0}, "max_side must be at least 1 or None, got 0"),
-        ({"lr": -1.0}, "lr must be at least 0 or None, got -1.0"),
-        ({"weight_decay": float("nan")}, "weight_decay must be at least 0 or None, got nan"),
+        ({"lr": -1.0}, "lr must be a finite number >= 0 or None, got -1.0"),
+        ({"weight_decay": float("nan")}, "weight_decay must be a finite number >= 0 or None, got nan"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):

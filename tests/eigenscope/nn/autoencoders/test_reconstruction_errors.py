@@ -23,7 +23,7 @@ def test_closed_forms(kind, function):
     torch.testing.assert_close(reconstruction_errors(TARGETS + ERRORS, TARGETS, kind), expected)
 
 
-@pytest.mark.parametrize("nu", [1.0, 3.0, 30.0])
+@pytest.mark.parametrize("nu", [1e-3, 1.0, 3.0, 30.0, 9999.0, 1e4])
 @pytest.mark.parametrize("scale", [0.2, 4.0])
 def test_student_t_is_that_of_scipy(nu, scale):
     errors = student_t_errors(TARGETS + ERRORS, TARGETS, torch.tensor(math.log(scale)), nu)
