@@ -112,11 +112,10 @@ class Attempt:
         self.popen = None if launch == "fork" else launched(args, launch, ranks, folder)
         self.ranks = [self.popen.pid] if self.popen else forked(args, ranks, folder)
 
-    def wait_for_training(self, last: Path, since: float) -> None:
-        """Waits until the record says that a training has begun."""
-        record = last.parents[1] / "run.json"
+    def wait_for(self, file: Path, since: float) -> None:
+        """Waits until a file has been written anew."""
         until = time.monotonic() + 100
-        while time.monotonic() < until and not (record.exists() and record.stat().st_mtime > since):
+        while time.monotonic() < until and not (file.exists() and file.stat().st_mtime > since):
             if os.waitid(os.P_PID, self.ranks[0], os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 return  # it has ended by itself
             time.sleep(0.01)
@@ -190,7 +189,7 @@ def stops(folder: Path, number: int, times: int, seed: int, ranks: int, launch: 
         attempt = Attempt([*endless, *(["--ckpt_path", str(last)] if last.exists() else [])], launch, ranks, folder)
         begun = time.time()
         if moments.random() < 0.8:  # from the first step on; the others are stopped while they start
-            attempt.wait_for_training(last, begun)
+            attempt.wait_for(last if number == signal.SIGKILL else last.parents[1] / "run.json", begun)
         moment = moments.uniform(0.0, latest)
         time.sleep(moment)
         sent = time.monotonic()
