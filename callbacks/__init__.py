@@ -2,6 +2,7 @@
 
 from eigenscope.callbacks.nan_guard.finite_guard import FiniteGuard, NonFiniteError
 from eigenscope.callbacks.reporting.epoch_table import EpochTable, ParameterRouting
+from eigenscope.callbacks.reporting.run_folder import RunFolder
 from eigenscope.callbacks.reporting.run_metadata import RunMetadataCallback
 from eigenscope.callbacks.reporting.scoreboard import Scoreboard
 from eigenscope.callbacks.reporting.tensorboard_layout import TensorBoardLayout
@@ -27,6 +28,7 @@ __all__ = [
     "ParameterRouting",
     "ReconstructionGrid",
     "ResumeCheckpoint",
+    "RunFolder",
     "RunMetadataCallback",
     "SafeCheckpointIO",
     "Scoreboard",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
 
-from eigenscope.callbacks._output import print_beside_bar, run_folder
+from eigenscope.callbacks._output import print_beside_bar, run_folder, run_name
 from eigenscope.callbacks.reporting.effective_settings import optimizer_names
 from eigenscope.callbacks.reporting.epoch_recorder import EpochRecorder
 from eigenscope.results import (
@@ -65,7 +65,7 @@ class Scoreboard(EpochRecorder):
             return
         seed = os.environ.get("PL_GLOBAL_SEED")
         self._result = RunResult(
-            name=self.name or str(trainer.logger.name if trainer.logger is not None else type(pl_module).__name__),
+            name=self.name or run_name(trainer, pl_module),
             seed=None if seed is None else int(seed),
             parameters=sum(parameter.numel() for parameter in pl_module.parameters()),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,6 +1,5 @@
 """The resume checkpoint, ``last.ckpt``, and the CheckpointIO plugin that writes and reads checkpoints safely."""
 
-import os
 import signal
 import threading
 from pathlib import Path
@@ -12,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 
+from eigenscope.callbacks._output import checkpoint_folder
 from eigenscope.checkpoints import previous_checkpoint, read_checkpoint, write_checkpoint
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -61,14 +61,9 @@ class ResumeCheckpoint(Checkpoint):
         self._handlers: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Agrees on the folder: that of the other checkpoints, else the log folder's ``checkpoints``."""
-        others = [
-            getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks if callback is not self
-        ]
-        folder = next((other for other in others if other), None) or os.path.join(
-            trainer.log_dir or trainer.default_root_dir, "checkpoints"
-        )
-        self.dirpath = str(trainer.strategy.broadcast(folder))
+        """Agrees on the folder: that of the other checkpoints, else ``checkpoints`` in the run's."""
+        self.dirpath = None
+        self.dirpath = str(trainer.strategy.broadcast(checkpoint_folder(trainer)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replaces Lightning's signal handlers, which would interrupt a step."""
