@@ -24,17 +24,23 @@ class EpochTable(EpochRecorder):
         monitor: the logged metric that epochs are judged by.
     """
 
+    _headed = False
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints the header."""
+        """A header is due before the first line, when it is known what epochs are judged by."""
         super().on_train_start(trainer, pl_module)
-        leaf, unit = self.monitor.name.removeprefix("val/"), self.monitor.unit
-        titles = ("epoch", f"train {leaf}{unit}", f"val {leaf}{unit}", "loss", "gap", f"best{unit}", "at epoch")
-        print_beside_bar(trainer, pl_module, _line((*titles, "seconds", "left")))
+        self._headed = False
 
     def epoch_recorded(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the epoch's line."""
+        if not self._headed:
+            leaf, unit = self.monitor.leaf, self.monitor.unit
+            titles = ("epoch", f"train {leaf}{unit}", f"val {leaf}{unit}", "loss", "gap", f"best{unit}", "at epoch")
+            print_beside_bar(trainer, pl_module, _line((*titles, "seconds", "left")))
+            self._headed = True
         row = self.epochs[-1]
-        train, val = row.metrics.get(self.monitor.train_name), row.metrics.get(self.monitor.name)
+        train = row.metrics.get(self.monitor.train_name)
+        val = row.metrics.get(self.monitor.name) if self.monitor.is_validated else None
         loss = row.metrics.get("train/loss")
         known = scored(self.epochs, self.monitor)
         best = self.monitor.best(known) if known else None

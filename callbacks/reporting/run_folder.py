@@ -78,7 +78,9 @@ class RunFolder(Callback):
             own = self.planned_root(trainer) / name.replace(os.sep, "_")
             return str(own / f"version_{claim_version(own)}"), name, ""
         if any((folder / file).exists() for file in (FILE_NAME, _CONFIGURATION)):
-            problem = f"the folder {folder} holds a run already: resume it with --ckpt_path {folder}, or give the logger"
+            problem = (
+                f"the folder {folder} holds a run already: resume it with --ckpt_path {folder}, or give the logger"
+            )
             return "", "", f"{problem} another version or name"
         return str(folder), name, ""
 

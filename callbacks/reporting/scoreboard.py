@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from eigenscope.callbacks._output import print_beside_bar, run_folder, run_name
 from eigenscope.callbacks.reporting.effective_settings import optimizer_names
@@ -16,7 +17,6 @@ from eigenscope.results import (
     add_to_scoreboard,
     read_scoreboard,
     scoreboard_table,
-    scored,
     update_record,
 )
 
@@ -24,8 +24,9 @@ from eigenscope.results import (
 class Scoreboard(EpochRecorder):
     """Adds each fit's result to ``run.json`` and a row to the scoreboard (a CSV file), and prints the scoreboard.
 
-    If the same trainer reads the test set afterwards, its metrics join the result and the row. A run without logs
-    has a row alone; a ``fast_dev_run``, or a run in which the score was never logged, leaves nothing.
+    If the same trainer reads the test set afterwards, its metrics join the result and the row. A run without a
+    folder has a row alone; a ``fast_dev_run`` leaves nothing, nor does a run in which the score was never logged, which
+    is told.
 
     Args:
         path: the scoreboard's CSV file.
@@ -60,8 +61,14 @@ class Scoreboard(EpochRecorder):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the result."""
-        fast = bool(getattr(trainer, "fast_dev_run", False))
-        if not trainer.is_global_zero or fast or not scored(self.epochs, self.monitor):
+        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+            return
+        if (reason := self.unscored(trainer)) is not None:
+            savers = [
+                each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint) and each.monitor
+            ]
+            best = " and no best checkpoint" if savers and not any(each.best_model_path for each in savers) else ""
+            print_beside_bar(trainer, pl_module, f"No row on the scoreboard{best}: {reason}.")
             return
         seed = os.environ.get("PL_GLOBAL_SEED")
         self._result = RunResult(

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from eigenscope.adapters.lightning_names import callbacks_of, tag_prefix
 from eigenscope.adapters.tensorboard_names import write_hparams
-from eigenscope.callbacks._output import tensorboard_loggers
+from eigenscope.callbacks._output import print_beside_bar, tensorboard_loggers
 from eigenscope.callbacks.reporting.epoch_recorder import EpochRecorder
 from eigenscope.charts import Chart, Layout, dashboard, joined, present
 from eigenscope.optim.eigenbases.tracked_parameters import optimizer_parts
@@ -38,7 +38,7 @@ class TensorBoardLayout(Callback):
     in its folder keeps its row: metrics are renewed, columns stay those of the first time.
 
     Training is not touched: what was logged is read, on all ranks, since reading a mean over ranks adds it up; rank
-    zero writes. Without a TensorBoard logger nothing happens.
+    zero writes. Without a TensorBoard logger nothing is written, and one line says what a run does without.
     """
 
     affects_training = False
@@ -54,7 +54,14 @@ class TensorBoardLayout(Callback):
             self._layout, self._charts = {}, []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notes the rates that the optimizer was made with, before a schedule or a checkpoint changes them."""
+        """Notes the rates that the optimizer was made with; says so if there is no TensorBoard logger."""
+        if not tensorboard_loggers(trainer) and not getattr(trainer, "fast_dev_run", False):
+            names = ", ".join(type(logger).__name__ for logger in trainer.loggers) or "none"
+            print_beside_bar(
+                trainer,
+                pl_module,
+                f"The run's logger is {names}, not TensorBoardLogger: it keeps no figures, histograms, texts and dashboard.",
+            )
         self._rates = _rates([group for optimizer in trainer.optimizers for group in optimizer.param_groups])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

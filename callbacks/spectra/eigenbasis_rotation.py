@@ -1,7 +1,6 @@
 """Eigenbasis rotation of a preconditioned optimizer (SOAP, REKLS), monitored during training."""
 
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
