@@ -19,9 +19,9 @@ class PredictionWriter(BasePredictionWriter):
     """Gathers what ``predict_step`` returns from all ranks, and saves it in the order of the samples, each once.
 
     ``predict_step`` returns a tensor whose first dimension is the samples, or a dictionary or sequence of such tensors.
-    The file holds ``indices`` (N,) int64, places in the data set, beside ``predictions`` or what the dictionary names; of
-    several loaders each under its number, ``0/indices``. Samples that a sampler has repeated, to give all ranks equally
-    many, are dropped. Where the loader does not tell its indices, samples are numbered as they come.
+    The file holds ``indices`` (N,) int64, places in the data set, beside ``predictions`` or what the dictionary names;
+    of several loaders each under its number, ``0/indices``. Samples that a sampler has repeated, to give all ranks
+    equally many, are dropped. Where the loader does not tell its indices, samples are numbered as they come.
 
     Args:
         path: of the file; None saves nothing.
@@ -120,8 +120,8 @@ def _named(prediction: Any, module: str) -> Named:
         if not isinstance(value, Tensor) or value.ndim == 0 or name == "indices":
             got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
-                f"predict_step of {module} must return tensors whose first dimension is the samples, or a dictionary of "
-                f"them (without 'indices'), for them to be saved; got {got} for {name!r}"
+                f"predict_step of {module} must return tensors whose first dimension is the samples, or a dictionary "
+                f"of them (without 'indices'), for them to be saved; got {got} for {name!r}"
             )
     if not found:
         raise ValueError(f"predict_step of {module} returned an empty {type(prediction).__name__}")

@@ -18,9 +18,10 @@ class RunFolder(Callback):
     """Decides a run's folder, which holds ``run.json``, ``config.yaml`` and ``checkpoints``.
 
     It is that of the first logger that writes to a local folder, as ``TensorBoardLogger`` and ``CSVLogger`` do. With
-    any other logger (Weights & Biases, MLflow, one of one's own, a remote one) or none it is ``<root>/<name>/version_N``,
-    with the next number that is free. A run that is resumed continues in the folder it has. Checkpoints of a
-    ``ModelCheckpoint`` without ``dirpath`` go there too. Every run of the command line has this callback.
+    any other logger (Weights & Biases, MLflow, one of one's own, a remote one) or none it is
+    ``<root>/<name>/version_N``, with the next number that is free. A run that is resumed continues in the
+    folder it has. Checkpoints of a ``ModelCheckpoint`` without ``dirpath`` go there too. Every run of the command line
+    has this callback.
 
     Args:
         root: where runs without a local log folder are; None is ``runs`` in ``trainer.default_root_dir``.

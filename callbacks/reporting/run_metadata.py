@@ -41,7 +41,8 @@ class RunMetadataCallback(Callback):
     trainer has read the test set afterwards, ``run/test``. A resumed run continues the record:
     durations add up, the notes are those of the newest start, and a line is kept of each start before.
 
-    Nothing is written without a folder (see :class:`~eigenscope.callbacks.RunFolder`), in a ``fast_dev_run``, or by a run that ends before its first step.
+    Nothing is written without a folder, of which :class:`~eigenscope.callbacks.RunFolder` decides, in a
+    ``fast_dev_run``, or by a run that ends before its first step.
     Random numbers are left alone.
 
     Attributes:

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from eigenscope.callbacks._output import print_beside_bar, run_folder, run_name
 from eigenscope.callbacks.reporting.effective_settings import optimizer_names
@@ -64,10 +63,9 @@ class Scoreboard(EpochRecorder):
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
         if (reason := self.unscored(trainer)) is not None:
-            savers = [
-                each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint) and each.monitor
-            ]
-            best = " and no best checkpoint" if savers and not any(each.best_model_path for each in savers) else ""
+            savers = [saver for saver in trainer.checkpoint_callbacks if getattr(saver, "monitor", None)]
+            saved = any(getattr(saver, "best_model_path", "") for saver in savers)
+            best = " and no best checkpoint" if savers and not saved else ""
             print_beside_bar(trainer, pl_module, f"No row on the scoreboard{best}: {reason}.")
             return
         seed = os.environ.get("PL_GLOBAL_SEED")

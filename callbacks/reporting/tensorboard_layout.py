@@ -60,7 +60,7 @@ class TensorBoardLayout(Callback):
             print_beside_bar(
                 trainer,
                 pl_module,
-                f"The run's logger is {names}, not TensorBoardLogger: it keeps no figures, histograms, texts and dashboard.",
+                f"trainer.logger is {names}: without a TensorBoardLogger there are no figures, histograms and texts.",
             )
         self._rates = _rates([group for optimizer in trainer.optimizers for group in optimizer.param_groups])
 

@@ -19,7 +19,7 @@ from eigenscope.checkpoints import AFFECTING, CONFIGURATION, DATA, LOGGERS, RUN_
 
 
 class RunProvenance(SaveConfigCallback):
-    """Saves the resolved configuration and the data fingerprint in every checkpoint, and the former in the run's folder.
+    """Saves the resolved configuration in the run's folder, and it and the data fingerprint in every checkpoint.
 
     The run's card gets it too, with the precision that was asked for if that was replaced, and what was allowed to
     differ from the checkpoint. With the configuration a
@@ -42,11 +42,9 @@ class RunProvenance(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Saves it in the run's folder, on rank zero; a resumed run keeps that of its start."""
         folder = run_folder(trainer) if stage == "fit" else None
-        if folder is not None and not (folder / self.config_filename).exists():
+        if folder is not None and not (path := folder / self.config_filename).exists():
             folder.mkdir(parents=True, exist_ok=True)
-            self.parser.save(
-                self.config, str(folder / self.config_filename), skip_unset=False, multifile=self.multifile
-            )
+            self.parser.save(self.config, str(path), skip_unset=False, multifile=self.multifile)
         for card in callbacks_of(trainer) if trainer.is_global_zero and stage == "fit" else []:
             if isinstance(card, RunMetadataCallback):
                 options = self._plain["trainer"]

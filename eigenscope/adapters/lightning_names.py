@@ -1,8 +1,10 @@
 """Lightning's private names, and public ones that are not documented: loops, logged values, messages."""
 
 import logging
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -192,19 +194,39 @@ class GivenConfiguration:
 
 
 def quieten() -> None:
-    """Leaves out messages of Lightning that nobody can act on: advertisements, and its notes to itself."""
+    """Leaves out messages of Lightning that nobody can act on: advertisements, its notes to itself, and MLflow's."""
     for name in (
         "utilities.rank_zero",
         "trainer.connectors.checkpoint_connector",
         "trainer.connectors.callback_connector",
     ):
         logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_for_people)
+    logging.getLogger().addFilter(_is_for_people)
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
+
+
+@contextmanager
+def own_experiment() -> Iterator[None]:
+    """Ends an experiment of Weights & Biases that begins in the block: the next run of the process would log to it."""
+    before = getattr(sys.modules.get("wandb"), "run", None)
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        wandb: Any = sys.modules.get("wandb")
+        if before is None and getattr(wandb, "run", None) is not None:
+            wandb.finish(exit_code=int(failed))
 
 
 def _is_for_people(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(
-        ("💡 Tip", "`weights_only` was not set", "Trainer already configured with model summary")
+        (
+            "💡 Tip",
+            "`weights_only` was not set",
+            "Trainer already configured with model summary",
+            "Malformed experiment",  # of MLflow, that a folder of runs beside its own is none of its own
+        )
     )
 
 

@@ -10,9 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from eigenscope import callbacks
 
-Optional = Literal[
-    "EpochTable", "ExactResume", "ParameterRouting", "ResumeCheckpoint", "Scoreboard", "TensorBoardLayout"
-]
+Optional = Literal["EpochTable", "ParameterRouting", "ResumeCheckpoint", "Scoreboard", "TensorBoardLayout"]
 
 _NEED_LOGGER = (DeviceStatsMonitor, LearningRateMonitor, ThroughputMonitor)
 

@@ -1,4 +1,4 @@
-"""Evaluations from the command line: ``validate``, ``test`` and ``predict`` add to the record of the checkpoint's run."""
+"""Evaluations by ``validate``, ``test`` and ``predict``: they add to the record of the checkpoint's run."""
 
 import os
 import shlex
@@ -51,8 +51,8 @@ class Evaluation:
         """Says if the weights are untrained; chooses the file of predictions."""
         if self.path is None and warm_start is None:
             _say(
-                f"{self.subcommand}: no --ckpt_path is given, so these are the weights that the model begins with, untrained "
-                "unless it loads its own."
+                f"{self.subcommand}: no --ckpt_path is given, so these are the weights that the model begins with, "
+                "untrained unless it loads its own."
             )
         stem = self.path.stem if self.path is not None else "untrained" if warm_start is None else "warm_start"
         place = self.run if self.run is not None and os.access(self.run, os.W_OK) else Path(trainer.default_root_dir)

@@ -15,7 +15,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # its stub leaves it out
 
 from eigenscope import callbacks, renamed
-from eigenscope.adapters.lightning_names import GivenConfiguration, claim_versions, ignore_moved_checkpoints, quieten
+from eigenscope.adapters.lightning_names import (
+    GivenConfiguration,
+    claim_versions,
+    ignore_moved_checkpoints,
+    own_experiment,
+    quieten,
+)
 from eigenscope.callbacks._output import written_folders
 from eigenscope.callbacks.resuming.run_provenance import RunProvenance
 from eigenscope.checkpoints import read_checkpoint
@@ -98,8 +104,8 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         parser.add_argument(
             "--without",
             type=list[Optional] | None,
-            help="callbacks that every run has by default and this one leaves out, such as '[Scoreboard, EpochTable]'; one "
-            "that trainer.callbacks names takes the place of its default.",
+            help="callbacks that every run has by default and this one leaves out, such as '[Scoreboard, EpochTable]'; "
+            "one that trainer.callbacks names takes the place of its default.",
         )
         parser.add_argument(
             "--warm_start",
@@ -314,7 +320,10 @@ def main(args: list[str] | None = None) -> Any:
     quieten()
     try:
         args = with_shipped_configs(sys.argv[1:] if args is None else args)
-        return compare_main(args[1:], resolve) if args[:1] == ["compare"] else EigenscopeCLI(args)
+        if args[:1] == ["compare"]:
+            return compare_main(args[1:], resolve)
+        with own_experiment():
+            return EigenscopeCLI(args)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -18,8 +18,8 @@ class MonitoredMetric:
     """The logged metric that a run is judged by.
 
     Args:
-        name: as logged. ``val/`` or ``val_`` and a leaf is of the validation, and has counterparts ``train/`` or ``train_``,
-            and of the test, with the same leaf; any other name is of training alone.
+        name: as logged. ``val/`` or ``val_`` and a leaf is of the validation; ``train/`` or ``train_`` and the same
+            leaf is its counterpart in training. Any other name is of training alone.
         mode: whether ``max`` or ``min`` is best.
         percent: the metric is a fraction that people read as per cent.
 
