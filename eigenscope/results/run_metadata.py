@@ -95,11 +95,9 @@ def update_record(log_dir: Path, **changes: Any) -> RunMetadata:
         changes = {"outcome": "stopped", "reason": stopped.reason} | changes
     elif changes.get("result") is not None:
         changes = {"outcome": "finished", "reason": ""} | changes
-    log_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(log_dir / f".{FILE_NAME}.lock"):
-        record = RunMetadata.load(log_dir) if (log_dir / FILE_NAME).exists() else RunMetadata()
-        record = replace(record, **changes)
-        record.save(log_dir)
+    record = RunMetadata.load(log_dir) if (log_dir / FILE_NAME).exists() else RunMetadata()
+    record = replace(record, **changes)
+    record.save(log_dir)
     return record
 
 

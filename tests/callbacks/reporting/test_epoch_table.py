@@ -5,7 +5,7 @@ import torch
 from eigenscope.callbacks import EpochTable
 from eigenscope.results import MonitoredMetric
 
-IDLE = {"sanity_checking": False, "progress_bar_callback": None}
+IDLE = {"sanity_checking": False, "enable_validation": True, "progress_bar_callback": None}
 
 
 class Printer:
