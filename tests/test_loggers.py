@@ -177,3 +177,10 @@ def test_a_logger_that_raises_is_named_and_a_remote_one_leaves_the_record_here(k
     assert explain(error.value).startswith(
         "the logger Fails failed: the key is not valid (PermissionError in own_logger"
     )
+
+
+def test_a_folder_that_holds_a_run_is_refused():
+    RUN.mkdir(parents=True)
+    (RUN / "config.yaml").write_text("")
+    with pytest.raises(ValueError, match=f"the folder {RUN} holds a run already: resume it with --ckpt_path {RUN}, or"):
+        main("fit", "--trainer.logger.init_args.version=0")
