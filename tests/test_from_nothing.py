@@ -20,12 +20,10 @@ from torchmetrics import MeanSquaredError
 class Line(LightningModule):
     """A straight line, with metrics of its own."""
 
-    def __init__(self, validates: bool = True):
+    def __init__(self):
         super().__init__()
         self.layer = torch.nn.Linear(2, 1)
         self.errors = torch.nn.ModuleDict({"val_": MeanSquaredError()})
-        if not validates:
-            self.validation_step = None
 
     def forward(self, x):
         return self.layer(x)
@@ -107,6 +105,7 @@ def test_a_file_from_scratch_is_recorded_and_resumed(capsys):
     assert "FLOPs" not in printed
 
 
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 def test_defaults_can_be_left_out_and_replaced(capsys):
     run = main(
         "fit", "--without=[Scoreboard, EpochTable]", "--trainer.enable_checkpointing=false", "--trainer.max_epochs=1"
