@@ -86,7 +86,7 @@ def test_a_file_from_scratch_is_recorded_and_resumed(capsys):
     assert [row.metrics for row in result.epochs] == [
         row.metrics for row in RunMetadata.load(Path("whole")).result.epochs
     ]
-    _, row = read_scoreboard(Path("runs/scoreboard.csv"))
+    (row,) = read_scoreboard(Path("runs/scoreboard.csv"))
     assert (row["name"], row["score"], row["mode"], float(row["best"])) == (
         "line",
         "val_loss",

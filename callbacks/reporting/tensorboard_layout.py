@@ -108,7 +108,7 @@ class TensorBoardLayout(Callback):
             row["score"] = f"{score.mode} {score.name}"
             figures = {"run/best_score": score.best(known)[0], "run/last_score": known[-1][0], **figures}
         board.log_metrics(figures, step=trainer.global_step)
-        stage = "val/" if any(name.startswith("val/") for name in logged) else "train/"
+        stage = next((stage for stage in ("val/", "val_") if any(name.startswith(stage) for name in logged)), "train")
         figures |= {name: value for name, value in logged.items() if name.startswith(stage)}
         named = {tag_prefix(board) + name: value for name, value in figures.items()}
         write_hparams(board.experiment, row, named, _FIRST)
