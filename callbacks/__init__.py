@@ -2,6 +2,9 @@
 
 from eigenscope.callbacks.nan_guard.finite_guard import FiniteGuard, NonFiniteError
 from eigenscope.callbacks.reporting.epoch_table import EpochTable, ParameterRouting
+from eigenscope.callbacks.reporting.model_summary import ParameterSummary
+from eigenscope.callbacks.reporting.predictions import PredictionWriter
+from eigenscope.callbacks.reporting.run_folder import RunFolder
 from eigenscope.callbacks.reporting.run_metadata import RunMetadataCallback
 from eigenscope.callbacks.reporting.scoreboard import Scoreboard
 from eigenscope.callbacks.reporting.tensorboard_layout import TensorBoardLayout
@@ -25,8 +28,11 @@ __all__ = [
     "KVCacheCompression",
     "NonFiniteError",
     "ParameterRouting",
+    "ParameterSummary",
+    "PredictionWriter",
     "ReconstructionGrid",
     "ResumeCheckpoint",
+    "RunFolder",
     "RunMetadataCallback",
     "SafeCheckpointIO",
     "Scoreboard",

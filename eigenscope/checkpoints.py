@@ -14,8 +14,9 @@ from eigenscope import renamed
 from eigenscope.files import replace_atomically
 
 #: Under what a checkpoint keeps the configuration of its run, the fingerprint of its data, when it was saved, and the
-#: names of the classes of callbacks that affect its training.
+#: names of the classes of callbacks that affect its training; the folder of its run, and what its loggers have begun.
 CONFIGURATION, DATA, SAVED_AT, AFFECTING = "configuration", "data", "saved_at", "affecting_callbacks"
+RUN_FOLDER, LOGGERS = "run_folder", "loggers"
 
 
 def previous_checkpoint(path: Path) -> Path:
@@ -73,6 +74,14 @@ def read_checkpoint(path: Path, map_location: str | torch.device | None = "cpu")
             return _read(previous, map_location)
         except _DamagedError as too:
             raise ValueError(f"checkpoint {path} {damage}, and {previous} {too}") from too
+
+
+def epochs_of(checkpoint: Mapping[str, Any]) -> int | None:
+    """How many epochs the run of a checkpoint had finished; None if it does not say."""
+    try:
+        return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _keep(path: Path) -> None:

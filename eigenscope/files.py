@@ -1,4 +1,4 @@
-"""Atomic file writes."""
+"""Atomic file writes, and folders that one process alone gets."""
 
 import os
 import tempfile
@@ -35,3 +35,16 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         raise fault from error.__cause__
     finally:
         aside.unlink(missing_ok=True)
+
+
+def claim_version(root: Path) -> int:
+    """Makes the folder ``version_N`` below ``root``, N the next number, which no other process gets too; returns N."""
+    root.mkdir(parents=True, exist_ok=True)
+    numbers = [folder.name.removeprefix("version_") for folder in root.glob("version_*")]
+    number = max((int(each) for each in numbers if each.isdigit()), default=-1) + 1
+    while True:
+        try:
+            (root / f"version_{number}").mkdir()
+            return number
+        except FileExistsError:
+            number += 1

@@ -52,10 +52,10 @@ class AssociativeRecallModule(EvaluatedModule):
         logits: Tensor = self.net(tokens)
         return logits
 
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The likeliest token after each, (B, T) int64."""
-        logits: Tensor = self(batch[0])
-        return logits.argmax(-1)
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """The likeliest token after each, ``tokens``, and the right ones, ``labels``, (B, T) int64 each."""
+        tokens, labels = batch
+        return {"tokens": self(tokens).argmax(-1), "labels": labels}
 
     def charts(self, logged: Collection[str]) -> list[Chart]:
         """Training beside validation."""

@@ -180,7 +180,6 @@ class EvaluatedModule(BaseModule, ABC):
         """Updates the metrics of the test."""
         self.evaluate("test", batch)
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """What the network makes of the first part of a batch."""
-        output: Tensor = self(batch[0])
-        return output
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        """What the network makes of the first part of a batch: a tensor, or a dictionary of them, samples first."""
+        return self(batch[0])

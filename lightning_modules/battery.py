@@ -13,6 +13,7 @@ from eigenscope.charts import Chart, present, train_and_val
 from eigenscope.lightning_modules.base import EvaluatedModule, Stage
 from eigenscope.lightning_modules.metrics import CrossErrors, MeanLoss
 from eigenscope.nn import BatteryArray, cross_evaluate
+from eigenscope.nn.autoencoders.reconstruction_errors import reconstruction_errors
 from eigenscope.noise import NOISE_TYPES, battery_mixtures, noise_ids, pick_from_mixtures, stream_key
 from eigenscope.noise.mixtures import MixtureKind
 from eigenscope.protocols import LossTransform
@@ -161,6 +162,12 @@ class BatteryModule(EvaluatedModule):
                 loss = transform(loss, point_sets)
             loss = loss * count
         return loss
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Each battery's mean squared error at each image, ``mse`` (B, K), and ``labels`` (B,), the noise types."""
+        images, labels = batch
+        errors = [reconstruction_errors(each, images, "mse") for each in self(images)]
+        return {"mse": torch.stack(errors, dim=1), "labels": labels}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Counts the step for those that had images."""

@@ -62,10 +62,11 @@ class ImageClassificationModule(EvaluatedModule):
         logits: Tensor = self.net(images)
         return logits
 
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Class probabilities (B, num_classes) float32."""
-        logits: Tensor = self(batch[0])
-        return logits.float().softmax(-1)
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """``logits`` and ``probabilities`` (B, num_classes) float32, and the true ``labels`` (B,)."""
+        images, labels = batch
+        logits = self(images).float()
+        return {"logits": logits, "probabilities": logits.softmax(-1), "labels": labels}
 
     def on_validation_epoch_end(self) -> None:
         """Logs the gap between training and validation accuracy, if this validation belongs to a training."""

@@ -113,6 +113,13 @@ class SpectralAutoencoderModule(EvaluatedModule):
             self.log_mean("val/spectral_shift", self.means["val/spectral_shift"], code.shift.mean(), len(images))
             self.geometry.update_point_sets(code.point_sets)
 
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """``reconstructions`` (B, 3, H, W), their mean squared error ``mse`` (B,) and ``labels`` (B,)."""
+        images, labels = batch
+        reconstructions = self(images)
+        errors = reconstruction_errors(reconstructions, images, "mse")
+        return {"reconstructions": reconstructions, "mse": errors, "labels": labels}
+
     def on_validation_epoch_end(self) -> None:
         """Logs the metrics by label and the geometry."""
         self._log_by_label("val")

@@ -134,6 +134,13 @@ class SpectralVAEModule(EvaluatedModule):
             loss = transform(loss, code.point_sets)
         return loss
 
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """``reconstructions`` (B, 3, H, W) through μ, their mean squared error ``mse`` (B,) and ``labels`` (B,)."""
+        images, labels = batch
+        reconstructions = self(images)
+        errors = reconstruction_errors(reconstructions, images, "mse")
+        return {"reconstructions": reconstructions, "mse": errors, "labels": labels}
+
     def on_validation_epoch_start(self) -> None:
         """Counts from the first image again."""
         self._validated = 0

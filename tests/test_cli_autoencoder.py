@@ -146,7 +146,7 @@ def test_a_checkpoint_of_the_autoencoder_can_be_used_again(tmp_path):
         name = "geometry_M/cv_untrained"
         assert validated.trainer.callback_metrics[name] == first.trainer.callback_metrics[name]
     predicted = cli.main(["predict", *arguments])
-    assert predicted.trainer.predict_loop.predictions[0].shape == (16, 3, 8, 8)
+    assert predicted.trainer.predict_loop.predictions[0]["reconstructions"].shape == (16, 3, 8, 8)
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")

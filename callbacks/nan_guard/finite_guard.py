@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # its stub leaves it out
 from torch.optim import Optimizer
 
-from eigenscope.callbacks._output import print_beside_bar
+from eigenscope.callbacks._output import checkpoint_folder, print_beside_bar, run_folder
 from eigenscope.callbacks.nan_guard.first_non_finite import first_non_finite, float_tensors, non_finite_weight
 from eigenscope.callbacks.nan_guard.step_snapshot import StepSnapshot
 from eigenscope.charts import Chart, present
@@ -195,8 +195,9 @@ class FiniteGuard(Callback):
             logger.log_metrics({"skipped_steps": self.skipped}, step=trainer.global_step)
 
     def _stopped(self, trainer: Trainer, found: str, together: bool) -> str:
-        if trainer.is_global_zero and trainer.logger is not None and trainer.logger.log_dir is not None:
-            update_record(Path(trainer.logger.log_dir), stopped=StoppedRun(trainer.global_step, found))
+        folder = run_folder(trainer)
+        if folder is not None:
+            update_record(folder, stopped=StoppedRun(trainer.global_step, found))
         return f"step {trainer.global_step}: {found}; {self._save(trainer, together)}"
 
     def _save(self, trainer: Trainer, together: bool) -> str:
@@ -204,8 +205,7 @@ class FiniteGuard(Callback):
             return "a fast_dev_run saves no checkpoint"
         if trainer.world_size > 1 and not together:
             return "no checkpoint was saved, which takes all ranks"
-        folder = getattr(trainer.checkpoint_callback, "dirpath", None) or trainer.log_dir or trainer.default_root_dir
-        path = Path(folder) / "last_good.ckpt"
+        path = Path(checkpoint_folder(trainer)) / "last_good.ckpt"
         before = cast(StepSnapshot, self._before)
         before.restore_streams()
         before.restore_counts()

@@ -2,9 +2,9 @@
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from eigenscope.callbacks._output import print_beside_bar, run_folder, tensorboard_loggers
+from eigenscope.callbacks._output import print_beside_bar, run_folder, run_name, tensorboard_loggers
 from eigenscope.callbacks.reporting.epoch_recorder import EpochRecorder
-from eigenscope.callbacks.reporting.run_identity import experiment_name, run_label
+from eigenscope.callbacks.reporting.run_identity import run_label
 from eigenscope.optim import Routed, routing_table
 from eigenscope.results import scored
 from eigenscope.results.run_result import recent_seconds, run_title
@@ -25,19 +25,18 @@ class EpochTable(EpochRecorder):
         monitor: the logged metric that epochs are judged by.
     """
 
+    _headed = False
     _before = 0  # epochs that a resumed run had
     _steps = 0  # at the start of the epoch
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints what the run is called, and the header."""
+        """Prints what the run is called; the header waits until it is known what epochs are judged by."""
         super().on_train_start(trainer, pl_module)
         self._before, self._steps = len(self.epochs), trainer.global_step
-        title = run_title(experiment_name(trainer, pl_module), run_label(trainer))
+        title = run_title(run_name(trainer, pl_module), run_label(trainer))
         folder = run_folder(trainer)
         print_beside_bar(trainer, pl_module, f"Run: {title}" + (f", in {folder}" if folder is not None else ""))
-        leaf, unit = self.monitor.name.removeprefix("val/"), self.monitor.unit
-        titles = ("epoch", f"train {leaf}{unit}", f"val {leaf}{unit}", "loss", "gap", f"best{unit}", "at epoch")
-        print_beside_bar(trainer, pl_module, _line((*titles, "seconds", "left")))
+        self._headed = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes the step."""
@@ -46,8 +45,14 @@ class EpochTable(EpochRecorder):
 
     def epoch_recorded(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the epoch's line."""
+        if not self._headed:
+            leaf, unit = self.monitor.leaf, self.monitor.unit
+            titles = ("epoch", f"train {leaf}{unit}", f"val {leaf}{unit}", "loss", "gap", f"best{unit}", "at epoch")
+            print_beside_bar(trainer, pl_module, _line((*titles, "seconds", "left")))
+            self._headed = True
         row = self.epochs[-1]
-        train, val = row.metrics.get(self.monitor.train_name), row.metrics.get(self.monitor.name)
+        train = row.metrics.get(self.monitor.train_name)
+        val = row.metrics.get(self.monitor.name) if self.monitor.is_validated else None
         loss = row.metrics.get("train/loss")
         known = scored(self.epochs, self.monitor)
         best = self.monitor.best(known) if known else None

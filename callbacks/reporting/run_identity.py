@@ -27,11 +27,6 @@ def only_watches(kind: Any) -> bool:
     return said is False or (said is None and isinstance(kind, type) and issubclass(kind, _WATCHING))
 
 
-def experiment_name(trainer: Trainer, pl_module: LightningModule) -> str:
-    """What the experiment is called: as its logger says, or like its module's class."""
-    return str(trainer.logger.name if trainer.logger is not None else type(pl_module).__name__)
-
-
 def run_label(trainer: Trainer) -> tuple[str, ...]:
     """What the run has otherwise than its configuration file; empty if it was not started with one."""
     label = (_configuration(trainer) or {}).get("label") or ()

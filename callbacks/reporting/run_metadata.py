@@ -32,7 +32,7 @@ _LONGEST_REASON = 300
 
 
 class RunMetadataCallback(Callback):
-    """Writes the run metadata to ``run.json`` in the log folder, and as Markdown to TensorBoard's TEXT page.
+    """Writes the run metadata to ``run.json`` in the run's folder, and as Markdown to TensorBoard's TEXT page.
 
     When training starts, rank zero notes the resolved configuration, requested beside effective settings, which
     optimizer each parameter goes to, how many parameters there are, a fingerprint of the data, versions, the commit
@@ -41,7 +41,8 @@ class RunMetadataCallback(Callback):
     trainer has read the test set afterwards, ``run/test``. A resumed run continues the record:
     durations add up, the notes are those of the newest start, and a line is kept of each start before.
 
-    Nothing is written without a log folder, in a ``fast_dev_run``, or by a run that ends before its first step.
+    Nothing is written without a folder, of which :class:`~eigenscope.callbacks.RunFolder` decides, in a
+    ``fast_dev_run``, or by a run that ends before its first step.
     Random numbers are left alone.
 
     Attributes:
@@ -78,9 +79,8 @@ class RunMetadataCallback(Callback):
                 record = RunMetadata.load(self._folder)
                 self._starts = [*record.resumed, *([record.card["start"]] if record.card else [])]
             card = self._card(trainer, pl_module)
-            RunMetadata(card, resumed=tuple(self._starts), seconds=self._clock.seconds, result=record.result).save(
-                self._folder
-            )
+            kept = {"result": record.result, "evaluations": record.evaluations}
+            RunMetadata(card, resumed=tuple(self._starts), seconds=self._clock.seconds, **kept).save(self._folder)
             self._starts = [*self._starts, card["start"]]
             configuration = yaml.safe_dump(card["configuration"], sort_keys=False, allow_unicode=True)
             _show(trainer, "run/metadata", card_text(card))

@@ -8,11 +8,10 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from eigenscope.callbacks._output import print_beside_bar, run_folder
+from eigenscope.callbacks._output import print_beside_bar, run_folder, run_name
 from eigenscope.callbacks.reporting.effective_settings import optimizer_names
 from eigenscope.callbacks.reporting.epoch_recorder import EpochRecorder
 from eigenscope.callbacks.reporting.run_identity import (
-    experiment_name,
     run_data,
     run_label,
     run_settings,
@@ -24,7 +23,6 @@ from eigenscope.results import (
     add_to_scoreboard,
     read_scoreboard,
     scoreboard_table,
-    scored,
     update_record,
 )
 from eigenscope.results.machine_load import MachineLoad, is_busy
@@ -38,8 +36,9 @@ class Scoreboard(EpochRecorder):
     scores do not compare (other data, another protocol, metric or part of the validation set) stand apart, and the
     run's own is marked. Seconds per epoch get a star if other processes kept the machine busy meanwhile.
 
-    If the same trainer reads the test set afterwards, its metrics join the result and the row. A run without logs
-    has a row alone; a ``fast_dev_run``, or a run in which the score was never logged, leaves nothing.
+    If the same trainer reads the test set afterwards, its metrics join the result and the row. A run without a
+    folder has a row alone; a ``fast_dev_run`` leaves nothing, nor does a run in which the score was never logged, which
+    is told.
 
     Args:
         path: the scoreboard's CSV file.
@@ -86,14 +85,19 @@ class Scoreboard(EpochRecorder):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the result."""
-        fast = bool(getattr(trainer, "fast_dev_run", False))
-        if not trainer.is_global_zero or fast or not scored(self.epochs, self.monitor):
+        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+            return
+        if (reason := self.unscored(trainer)) is not None:
+            savers = [saver for saver in trainer.checkpoint_callbacks if getattr(saver, "monitor", None)]
+            saved = any(getattr(saver, "best_model_path", "") for saver in savers)
+            best = " and no best checkpoint" if savers and not saved else ""
+            print_beside_bar(trainer, pl_module, f"No row on the scoreboard{best}: {reason}.")
             return
         self._settings = run_settings(trainer, pl_module)
         protocols = (getattr(part, "protocol", "") for part in (getattr(trainer, "datamodule", None), pl_module))
         seed = os.environ.get("PL_GLOBAL_SEED")
         self._result = RunResult(
-            name=self.name or experiment_name(trainer, pl_module),
+            name=self.name or run_name(trainer, pl_module),
             seed=None if seed is None else int(seed),
             parameters=sum(parameter.numel() for parameter in pl_module.parameters()),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),

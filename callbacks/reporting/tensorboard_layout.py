@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from eigenscope.adapters.lightning_names import callbacks_of, tag_prefix
 from eigenscope.adapters.tensorboard_names import HParamsRow
-from eigenscope.callbacks._output import tensorboard_loggers
+from eigenscope.callbacks._output import print_beside_bar, tensorboard_loggers
 from eigenscope.callbacks.reporting.epoch_recorder import EpochRecorder
 from eigenscope.callbacks.reporting.hparams_page import LABEL, SEPARATOR, add_to_page
 from eigenscope.callbacks.reporting.run_identity import run_label, run_settings
@@ -44,7 +44,7 @@ class TensorBoardLayout(Callback):
     row.
 
     Training is not touched: what was logged is read, on all ranks, since reading a mean over ranks adds it up; rank
-    zero writes. Without a TensorBoard logger nothing happens.
+    zero writes. Without a TensorBoard logger nothing is written, and one line says what a run does without.
     """
 
     affects_training = False
@@ -60,7 +60,14 @@ class TensorBoardLayout(Callback):
             self._layout, self._charts = {}, []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notes the rates that the optimizer was made with, before a schedule or a checkpoint changes them."""
+        """Notes the rates that the optimizer was made with; says so if there is no TensorBoard logger."""
+        if not tensorboard_loggers(trainer) and not getattr(trainer, "fast_dev_run", False):
+            names = ", ".join(type(logger).__name__ for logger in trainer.loggers) or "none"
+            print_beside_bar(
+                trainer,
+                pl_module,
+                f"trainer.logger is {names}: without a TensorBoardLogger there are no figures, histograms and texts.",
+            )
         self._rates = _rates([group for optimizer in trainer.optimizers for group in optimizer.param_groups])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -107,7 +114,7 @@ class TensorBoardLayout(Callback):
             row["score"] = f"{score.mode} {score.name}"
             figures = {"run/best_score": score.best(known)[0], "run/last_score": known[-1][0], **figures}
         board.log_metrics(figures, step=trainer.global_step)
-        stage = "val/" if any(name.startswith("val/") for name in logged) else "train/"
+        stage = next((stage for stage in ("val/", "val_") if any(name.startswith(stage) for name in logged)), "train")
         named = [tag_prefix(board) + name for name in (*figures, *(name for name in logged if name.startswith(stage)))]
         board.experiment.flush()
         columns = _cells(run_settings(trainer, pl_module)) | row

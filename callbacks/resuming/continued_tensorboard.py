@@ -8,6 +8,7 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from eigenscope.adapters.tensorboard_names import read_events, write_events
+from eigenscope.callbacks._output import tensorboard_loggers
 
 
 class ContinuedBoard(Callback):
@@ -27,13 +28,13 @@ class ContinuedBoard(Callback):
     def __init__(self, step: int, saved_at: float | None) -> None:
         self.step = step
         self.saved_at = saved_at
-        self._events: list[Any] = []
+        self._events: list[list[Any]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Reads what was there when the checkpoint was saved."""
-        folder = trainer.log_dir  # on every rank: Lightning broadcasts it
-        if stage == "fit" and trainer.is_global_zero and folder is not None and self.saved_at is not None:
-            self._events = board_events(_event_files(Path(folder)), self.step, until=self.saved_at)
+        if stage == "fit" and trainer.is_global_zero and self.saved_at is not None:
+            files = [_event_files(Path(board.log_dir)) for board in tensorboard_loggers(trainer)]
+            self._events = [board_events(each, self.step, until=self.saved_at) for each in files]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Writes before the first batch, after all callbacks that log before it."""
@@ -48,14 +49,15 @@ class ContinuedBoard(Callback):
         self._write(trainer)
 
     def _write(self, trainer: Trainer) -> None:
-        events, self._events = self._events, []
-        if not events or trainer.logger is None:
-            return
-        writer = cast(Any, trainer.logger).experiment
-        writer.flush()
-        latest = max(_event_files(Path(writer.log_dir)), key=lambda file: file.stat().st_mtime_ns)  # just flushed
-        again = {_place(event) for event in board_events([latest], self.step)}
-        write_events(writer, (event for event in events if _place(event) not in again))
+        before, self._events = self._events, []
+        for board, events in zip(tensorboard_loggers(trainer), before, strict=False):
+            if not events:
+                continue
+            writer = cast(Any, board).experiment
+            writer.flush()
+            latest = max(_event_files(Path(writer.log_dir)), key=lambda file: file.stat().st_mtime_ns)  # just flushed
+            again = {_place(event) for event in board_events([latest], self.step)}
+            write_events(writer, (event for event in events if _place(event) not in again))
 
 
 def _event_files(folder: Path) -> list[Path]:

@@ -1,6 +1,5 @@
 """The resume checkpoint, ``last.ckpt``, and the CheckpointIO plugin that writes and reads checkpoints safely."""
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from eigenscope.adapters.lightning_names import callbacks_of, keep_signals
+from eigenscope.callbacks._output import checkpoint_folder
 from eigenscope.checkpoints import previous_checkpoint, read_checkpoint, write_checkpoint
 from eigenscope.loader_processes import guard_loader_processes
 from eigenscope.stop_signals import StopRequested, stop_signals
@@ -65,16 +65,11 @@ class ResumeCheckpoint(Checkpoint):
         self._common_batches = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Agrees on the folder: that of the other checkpoints, else the log folder's ``checkpoints``; notes signals."""
+        """Agrees on the folder: that of the other checkpoints, else ``checkpoints`` in the run's; notes signals."""
         guard_loader_processes()
         keep_signals(trainer)
-        others = [
-            getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks if callback is not self
-        ]
-        folder = next((other for other in others if other), None) or os.path.join(
-            trainer.log_dir or trainer.default_root_dir, "checkpoints"
-        )
-        self.dirpath = str(trainer.strategy.broadcast(folder))
+        self.dirpath = None
+        self.dirpath = str(trainer.strategy.broadcast(checkpoint_folder(trainer)))
         if stage == "fit":
             stop_signals.defer()
 

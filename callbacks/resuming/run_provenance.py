@@ -1,49 +1,50 @@
 """Run provenance: the resolved configuration and the data fingerprint, in run folder, checkpoints and metadata."""
 
+import csv
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from eigenscope.adapters.lightning_names import callbacks_of
+from eigenscope.callbacks._output import run_folder
 from eigenscope.callbacks.reporting.run_metadata import RunMetadataCallback, data_fingerprint
-from eigenscope.checkpoints import AFFECTING, CONFIGURATION, DATA, SAVED_AT
+from eigenscope.checkpoints import AFFECTING, CONFIGURATION, DATA, LOGGERS, RUN_FOLDER, SAVED_AT
 
 
 class RunProvenance(SaveConfigCallback):
-    """Saves the resolved configuration and the data fingerprint in every checkpoint, and the former beside the logs.
+    """Saves the resolved configuration in the run's folder, and it and the data fingerprint in every checkpoint.
 
     The run's card gets it too, with the precision that was asked for if that was replaced, and what was allowed to
     differ from the checkpoint. With the configuration a
-    checkpoint keeps the data's fingerprint: a resumed run with other data, as at another ``root``, says so.
+    checkpoint keeps the data's fingerprint: a resumed run with other data, as at another ``root``, says so. It keeps
+    the run's folder too, and how far its loggers have come, so that a resumed run continues there.
     """
 
     def __init__(
         self,
         *args: Any,
-        continues: bool = False,
         asked_precision: str | None = None,
         allowed: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
-        self.continues = continues
         self.asked_precision = asked_precision
         self.allowed = dict(allowed or {})
         self._data: dict[str, str] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Saves it, unless Lightning would put it into the working directory for want of a logger."""
-        if self.continues and trainer.log_dir is not None:  # on every rank: Lightning broadcasts it
-            there = (Path(trainer.log_dir) / self.config_filename).exists()
-            self.already_saved = trainer.strategy.broadcast(there)
-        if trainer.loggers:
-            super().setup(trainer, pl_module, stage)
+        """Saves it in the run's folder, on rank zero; a resumed run keeps that of its start."""
+        folder = run_folder(trainer) if stage == "fit" else None
+        if folder is not None and not (path := folder / self.config_filename).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, str(path), skip_unset=False, multifile=self.multifile)
         for card in callbacks_of(trainer) if trainer.is_global_zero and stage == "fit" else []:
             if isinstance(card, RunMetadataCallback):
                 options = self._plain["trainer"]
@@ -55,6 +56,8 @@ class RunProvenance(SaveConfigCallback):
         """Adds what a resumed run is compared with, and the time."""
         checkpoint[CONFIGURATION] = self._plain
         checkpoint[SAVED_AT] = time.time()
+        if (folder := run_folder(trainer)) is not None:
+            checkpoint[RUN_FOLDER], checkpoint[LOGGERS] = str(folder), logger_states(trainer)
         callbacks = map(type, trainer.callbacks)  # type: ignore[attr-defined]
         checkpoint[AFFECTING] = [kind.__name__ for kind in callbacks if getattr(kind, "affects_training", False)]
         if self._data is None:
@@ -75,3 +78,25 @@ class RunProvenance(SaveConfigCallback):
     @cached_property
     def _plain(self) -> Any:
         return yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+
+
+def logger_states(trainer: Trainer) -> list[dict[str, Any]]:
+    """What each logger has begun: its class and version or id; of one that writes files their root; of a CSV its rows.
+
+    Left out is what a logger does not say: it is anybody's class.
+    """
+    states: list[dict[str, Any]] = []
+    for logger in trainer.loggers:
+        state: dict[str, Any] = {"class": type(logger).__name__}
+        with suppress(Exception):
+            version = logger.version
+            if isinstance(logger, TensorBoardLogger | CSVLogger):
+                state["root"] = str(logger.root_dir)
+                version = version if isinstance(version, str) else f"version_{version}"
+            state["version"] = version if isinstance(version, int | str) else None
+        if isinstance(logger, CSVLogger):
+            logger.save()
+            with suppress(OSError), open(logger.experiment.metrics_file_path, newline="") as file:
+                state["rows"] = sum(1 for _ in csv.DictReader(file))
+        states.append(state)
+    return states

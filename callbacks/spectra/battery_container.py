@@ -7,7 +7,7 @@ from typing import cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from eigenscope.callbacks._output import print_beside_bar, tensorboard_loggers
+from eigenscope.callbacks._output import print_beside_bar, run_folder, tensorboard_loggers
 from eigenscope.figures import battery_matrix
 from eigenscope.nn import BatteryEntry, save_batteries
 from eigenscope.protocols import HasBatteries
@@ -24,7 +24,7 @@ class BatteryContainer(Callback):
     without scores, one without logs and path no container, and a ``fast_dev_run`` nothing.
 
     Args:
-        path: of the container; None is ``batteries.safetensors`` in the run's log folder.
+        path: of the container; None is ``batteries.safetensors`` in the run's folder.
 
     Raises:
         ValueError: in setup, the module is not :class:`~eigenscope.protocols.HasBatteries`.
@@ -42,12 +42,11 @@ class BatteryContainer(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes, prints and draws, on rank zero."""
-        log_dir = trainer.log_dir  # on every rank: Lightning broadcasts it
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
-        path = self.path
-        if path is None and trainer.logger is not None and log_dir is not None:
-            path = Path(log_dir) / "batteries.safetensors"
+        path, folder = self.path, run_folder(trainer)
+        if path is None and folder is not None:
+            path = folder / "batteries.safetensors"
         module = cast(HasBatteries, pl_module)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)

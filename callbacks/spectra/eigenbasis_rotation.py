@@ -1,7 +1,6 @@
 """Eigenbasis rotation of a preconditioned optimizer (SOAP, REKLS), monitored during training."""
 
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
-from eigenscope.callbacks._output import print_beside_bar, tensorboard_loggers
+from eigenscope.callbacks._output import print_beside_bar, run_folder, tensorboard_loggers
 from eigenscope.callbacks.spectra.rotation_log import RotationLog
 from eigenscope.charts import Chart, present
 from eigenscope.optim.eigenbases.attached_replicas import AttachedReplicas
@@ -162,9 +161,9 @@ class EigenbasisRotation(Callback):
         if state.get("watched"):
             self._restore(state)
         self._replicas.attach()
-        folder = None if trainer.logger is None else trainer.logger.log_dir
-        if folder is not None and not getattr(trainer, "fast_dev_run", False):
-            self._log.open_files(Path(folder), self._step, with_replica=bool(self._replicas))
+        folder = run_folder(trainer)
+        if folder is not None:
+            self._log.open_files(folder, self._step, with_replica=bool(self._replicas))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Detects a gradient-norm spike, and stores the snapshot before it."""

@@ -1,15 +1,19 @@
 """Lightning's private names, and public ones that are not documented: loops, logged values, messages."""
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torchmetrics import Metric
 
 from eigenscope.adapters import Library, MissingNameError, report_fallback
+from eigenscope.files import claim_version
 
 _LIGHTNING = Library("lightning")
 _OWN_RESUME = "a run that is resumed within an epoch continues as Lightning resumes it, not bit for bit"
@@ -260,14 +264,40 @@ class GivenConfiguration:
 
 
 def quieten() -> None:
-    """Leaves out messages of Lightning that nobody can act on: advertisements, and its notes to itself."""
-    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+    """Leaves out messages of Lightning that nobody can act on: advertisements, its notes to itself, and MLflow's."""
+    for name in (
+        "utilities.rank_zero",
+        "trainer.connectors.checkpoint_connector",
+        "trainer.connectors.callback_connector",
+    ):
         logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_for_people)
+    logging.getLogger().addFilter(_is_for_people)
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
 
 
+@contextmanager
+def own_experiment() -> Iterator[None]:
+    """Ends an experiment of Weights & Biases that begins in the block: the next run of the process would log to it."""
+    before = getattr(sys.modules.get("wandb"), "run", None)
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        wandb: Any = sys.modules.get("wandb")
+        if before is None and getattr(wandb, "run", None) is not None:
+            wandb.finish(exit_code=int(failed))
+
+
 def _is_for_people(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(("💡 Tip", "`weights_only` was not set"))
+    return not record.getMessage().startswith(
+        (
+            "💡 Tip",
+            "`weights_only` was not set",
+            "Trainer already configured with model summary",
+            "Malformed experiment",  # of MLflow, that a folder of runs beside its own is none of its own
+        )
+    )
 
 
 def ignore_moved_checkpoints() -> None:
@@ -278,6 +308,44 @@ def ignore_moved_checkpoints() -> None:
 def ignore_existing_checkpoints() -> None:
     """Leaves out the warning that the folder of checkpoints is not empty, for runs that are resumed in it."""
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+
+
+def ignore_existing_logs() -> None:
+    """Leaves out the warning that ``CSVLogger`` deletes a table of metrics, which is put back or was not there."""
+    warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
+
+
+def known_columns(writer: Any) -> list[str]:
+    """The columns that the writer of a ``CSVLogger`` believes its file to have, the very list.
+
+    Returns:
+        An empty list, and a note on stderr, where Lightning keeps them elsewhere.
+    """
+    try:
+        found: list[str] = _LIGHTNING.get(writer, "metrics_keys")
+    except MissingNameError as missing:
+        report_fallback("rows of a resumed run may stand under other columns in metrics.csv", missing)
+        return []
+    return found
+
+
+def claim_versions(trainer: Trainer) -> None:
+    """Gives loggers that write files below one folder, and were not given a version, one that no other run gets.
+
+    Two processes that start together would find the same one free; two loggers of one trainer would not find the same.
+    """
+    waiting: dict[str, list[Any]] = {}
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger | CSVLogger) and "://" not in str(logger.root_dir):
+            try:
+                if _LIGHTNING.get(logger, "_version") is None:
+                    waiting.setdefault(logger.root_dir, []).append(logger)
+            except MissingNameError as missing:
+                report_fallback("runs that start at the same moment may share a folder", missing)
+    for root, loggers in waiting.items():
+        version = claim_version(Path(root))
+        for logger in loggers:
+            _LIGHTNING.set(logger, "_version", version)
 
 
 def ignore_absent_callbacks() -> None:

@@ -8,7 +8,6 @@ from typing import Any, cast
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -18,20 +17,36 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # its stub l
 
 from eigenscope import callbacks, renamed
 from eigenscope.adapters.jsonargparse_names import subcommand_parser
-from eigenscope.adapters.lightning_names import GivenConfiguration, ignore_moved_checkpoints, keep_signals, quieten
+from eigenscope.adapters.lightning_names import (
+    GivenConfiguration,
+    claim_versions,
+    ignore_moved_checkpoints,
+    keep_signals,
+    own_experiment,
+    quieten,
+)
 from eigenscope.callbacks._output import written_folders
 from eigenscope.callbacks.resuming.run_provenance import RunProvenance
 from eigenscope.checkpoints import read_checkpoint
 from eigenscope.cli.compare import compare_main
+from eigenscope.cli.default_callbacks import Optional, default_callbacks, usable, wanted
 from eigenscope.cli.errors.parse_errors import explain_parse_error
 from eigenscope.cli.errors.parser import ExplainingParser, UsageError, loading_present_names
-from eigenscope.cli.errors.runtime_errors import check_writable, explain, is_from_setup, leave_to_main_thread, own_error
+from eigenscope.cli.errors.runtime_errors import (
+    check_writable,
+    explain,
+    explain_logger,
+    is_from_setup,
+    leave_to_main_thread,
+    own_error,
+)
+from eigenscope.cli.evaluation import Evaluation, nothing_to_do
 from eigenscope.cli.process.lost_ranks import end_by_signal, end_with_launcher, explain_lost_rank
 from eigenscope.cli.resume.compatibility import check_network, check_options, find_checkpoint
 from eigenscope.cli.resume.prepare_resume import prepare_resume
 from eigenscope.cli.resume.warm_start import misshaped, read_weights, unmatched, warm_start
 from eigenscope.cli.run_label import run_label
-from eigenscope.cli.shipped_configs import with_shipped_configs
+from eigenscope.cli.shipped_configs import experiment_name, with_shipped_configs
 from eigenscope.loader_processes import guard_loader_processes
 from eigenscope.optim.emerging import EMERGING_OPTIMIZERS
 from eigenscope.precision import has_bf16
@@ -76,14 +91,7 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
             save_config_callback=RunProvenance,
             seed_everything_default=0,
             parser_class=Parser,
-            trainer_defaults={
-                "callbacks": [
-                    callbacks.ParameterRouting(),
-                    callbacks.RunMetadataCallback(),
-                    callbacks.TensorBoardLayout(),
-                    callbacks.ExactResume(),
-                ]
-            },
+            trainer_defaults={"callbacks": default_callbacks()},
             parser_kwargs={
                 "description": "Train and examine models while watching their spectra.",
                 "epilog": "There is one more subcommand, compare: several configurations, several seeds, one table; "
@@ -100,15 +108,21 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         """Links what the data knows to the network, ``net``, and guards every training against non-finite numbers."""
         parser.add_lightning_class_args(callbacks.FiniteGuard, "finite_guard")
         parser.add_argument(
+            "--without",
+            type=list[Optional] | None,
+            help="callbacks that every run has by default and this one leaves out, such as '[Scoreboard, EpochTable]'; "
+            "one that trainer.callbacks names takes the place of its default.",
+        )
+        parser.add_argument(
             "--warm_start",
             type=str | None,
-            help="fit: a checkpoint or .safetensors file to begin with the weights of. Optimizer, epochs and random "
+            help="a checkpoint or .safetensors file to begin with the weights of. Optimizer, epochs and random "
             "streams start afresh; to resume a run use --ckpt_path.",
         )
         parser.add_argument(
             "--warm_start_map",
             type=dict[str, str | None] | None,
-            help="fit: where parts of the warm start belong, by the first parts of their names, such as "
+            help="where parts of the warm start belong, by the first parts of their names, such as "
             "'{old.part: new.part, net.head: null}'; null leaves a part as initialised.",
         )
         parser.add_argument(
@@ -166,7 +180,11 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         """
         self._avoid_emulated_bf16()
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._continues: Path | None = None
         config = self.config[self.subcommand]
+        self._evaluation = Evaluation(str(self.subcommand))
+        if self.subcommand != "fit":
+            config.trainer.logger = False  # figures go to the record of the checkpoint's run
         try:
             check_options(str(self.subcommand), config)
             if config.ckpt_path is not None:
@@ -186,8 +204,10 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
             prepared = prepare_resume(config, checkpoint, path, now, _LINKED)
             self.trainer_defaults["callbacks"] += prepared.callbacks
             self.save_config_kwargs |= prepared.provenance
+            self._continues = prepared.folder
             lines = prepared.lines
         else:
+            self._evaluation = Evaluation(str(self.subcommand), path, checkpoint)
             note = check_network(checkpoint, path, now, _LINKED)
             lines = (note,) if note else ()
             ignore_moved_checkpoints()  # where nothing is saved
@@ -207,10 +227,8 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
                     f"Lightning would begin with {path}, which its requeueing under SLURM has left, whatever its "
                     f"configuration: resume from it with --ckpt_path {path}, or move it away"
                 )
-        step = {"validate": "validation_step", "test": "test_step"}.get(self.subcommand or "")
-        if step is not None and getattr(type(self.model), step) is getattr(LightningModule, step):
-            model = type(self.model).__name__
-            raise ConfigurationError(f"there is nothing to {self.subcommand}: {model} has no {step}")
+        if (problem := nothing_to_do(str(self.subcommand), self.model)) is not None:
+            raise ConfigurationError(problem)
         found = misshaped(self.model, self._shapes)
         if any(key.startswith("model.") for key in self.save_config_kwargs.get("allowed", ())):
             found += unmatched(self.model, self._shapes)
@@ -222,7 +240,23 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         """Looks whether logs and checkpoints can be written; takes the weights of a warm start."""
         if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
             check_writable(written_folders(self.trainer))
-        config = self.config.fit
+            claim_versions(self.trainer)
+        self._start_warm()
+
+    def before_validate(self) -> None:
+        """Takes the weights of a warm start; says so if there are no trained ones."""
+        self._start_warm()
+        self._evaluation.begin(self.trainer, self.config[self.subcommand].warm_start)
+
+    def after_validate(self) -> None:
+        """Records the figures in the run whose checkpoint was evaluated."""
+        self._evaluation.end(self.trainer)
+
+    before_test = before_predict = before_validate
+    after_test = after_predict = after_validate
+
+    def _start_warm(self) -> None:
+        config = self.config[self.subcommand]
         if config.warm_start is None or config.ckpt_path is not None:
             return
         try:
@@ -250,19 +284,28 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
             raise ConfigurationError(str(own_error(error))) from error
+        except Exception as error:  # as of a logger that needs a key, or a server
+            if (sentence := explain_logger(error)) is None:
+                raise
+            raise ConfigurationError(sentence) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer, whose checkpoints are whole and load without executing code."""
         plugins = self.config_init[self.subcommand].get("trainer.plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
-        given = self.config_init[self.subcommand].get("trainer.callbacks") or []
+        config = self.config_init[self.subcommand]
+        given = config.get("trainer.callbacks") or []
         given = given if isinstance(given, list) else [given]
-        self.trainer_defaults["callbacks"] = [  # one that the configuration names, or a subclass, takes its place
-            default
-            for default in self.trainer_defaults["callbacks"]
-            if not any(isinstance(callback, type(default)) for callback in given)
-        ]
         guard_loader_processes()
+        defaults = self.trainer_defaults["callbacks"]
+        defaults = wanted(defaults, given, config.get("without") or (), config.trainer)
+        has_logger = self.subcommand != "fit" or config.trainer.logger not in (False, [])
+        config.trainer.callbacks = given = usable(given, has_logger)
+        if self.subcommand == "predict":
+            defaults.append(self._evaluation.writer)
+        for folder in (each for each in (*given, *defaults) if isinstance(each, callbacks.RunFolder)):
+            folder.continues, folder.name = self._continues, folder.name or experiment_name(config.config)
+        self.trainer_defaults["callbacks"] = defaults
         try:
             trainer = super().instantiate_trainer(plugins=[*plugins, callbacks.SafeCheckpointIO()], **kwargs)
         except (TypeError, RuntimeError) as error:  # a number of devices that is none; two callbacks of one state_key
@@ -341,7 +384,10 @@ def main(args: list[str] | None = None) -> Any:
     stop_signals.forget()
     try:
         args = with_shipped_configs(sys.argv[1:] if args is None else args)
-        return compare_main(args[1:], resolve, fit_parser) if args[:1] == ["compare"] else EigenscopeCLI(args)
+        if args[:1] == ["compare"]:
+            return compare_main(args[1:], resolve, fit_parser)
+        with own_experiment():
+            return EigenscopeCLI(args)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

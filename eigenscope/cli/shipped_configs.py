@@ -1,10 +1,12 @@
 """Names of the shipped configurations: ``--config eigenscope:demo`` works from any working directory."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from eigenscope.cli.errors.parser import UsageError
 from eigenscope.cli.errors.suggestions import hint, nearest
+from eigenscope.results.run_metadata import FILE_NAME
 
 _PREFIX = "eigenscope:"
 _OPTIONS = ("--config", "-c")
@@ -59,3 +61,17 @@ def shipped_name(path: Path) -> str | None:
         return path.resolve().relative_to(_FOLDER.resolve()).with_suffix("").as_posix()
     except ValueError:
         return None
+
+
+def experiment_name(files: Iterable[Any] | None) -> str | None:
+    """What an experiment is called after its first configuration file, or after the run that has saved that.
+
+    Args:
+        files: paths, in the order in which they were given.
+    """
+    first = next((Path(str(file)) for file in files or () if file is not None), None)
+    if first is None:
+        return None
+    if first.name == "config.yaml":  # as in runs/demo/version_0
+        return first.absolute().parents[1].name if (first.parent / FILE_NAME).exists() else None
+    return first.stem

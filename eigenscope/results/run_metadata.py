@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
+from filelock import FileLock
+
 from eigenscope.files import replace_atomically
 from eigenscope.results.run_result import RunResult, StoppedRun
 
@@ -28,6 +30,9 @@ class RunMetadata:
         peak_memory: the most bytes held at once, by device.
         result: of the last fit that came to its end.
         stopped: by which number that was not finite.
+        evaluations: of its checkpoints by ``validate``, ``test`` and ``predict``, in order: the ``subcommand``, the
+            ``checkpoint`` with its ``epoch`` and ``step``, the ``data``, the ``figures``, ``seconds``, ``time``,
+            ``versions`` and ``command``; of ``predict`` the file of ``predictions``.
 
     Raises:
         ValueError: the outcome is unknown.
@@ -42,6 +47,7 @@ class RunMetadata:
     peak_memory: dict[str, int] = field(default_factory=dict)
     result: RunResult | None = None
     stopped: StoppedRun | None = None
+    evaluations: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the outcome."""
@@ -70,7 +76,7 @@ class RunMetadata:
                 known["result"] = RunResult.from_json(known["result"])
             if known.get("stopped") is not None:
                 known["stopped"] = StoppedRun(**_known(StoppedRun, known["stopped"]))
-            return cls(**known | {"resumed": tuple(known.get("resumed", ()))})
+            return cls(**known | {name: tuple(known.get(name, ())) for name in ("resumed", "evaluations")})
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is not run metadata: {error}; move it away to begin a new one") from error
 
@@ -93,6 +99,18 @@ def update_record(log_dir: Path, **changes: Any) -> RunMetadata:
     record = replace(record, **changes)
     record.save(log_dir)
     return record
+
+
+def add_evaluation(log_dir: Path, evaluation: dict[str, Any]) -> None:
+    """Adds an evaluation to the folder's record; evaluations that end together wait for each other.
+
+    Raises:
+        OSError: the record is not there, or cannot be written.
+        ValueError: what is there is not a record of a run.
+    """
+    with FileLock(log_dir / f".{FILE_NAME}.lock"):
+        record = RunMetadata.load(log_dir)
+        replace(record, evaluations=(*record.evaluations, evaluation)).save(log_dir)
 
 
 def _known(kind: type[Any], content: Any) -> dict[str, Any]:

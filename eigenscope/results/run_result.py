@@ -1,9 +1,17 @@
 """Result of a finished training run: metrics of its best and last epoch, time, parameters."""
 
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
+
+_VALIDATION = re.compile(r"^val(?:id(?:ation)?)?[/_.-]")
+
+
+def is_of_validation(name: str) -> bool:
+    """Whether a metric's name says that it is measured in validation: ``val/loss``, ``val_loss``, ``valid.loss``."""
+    return _VALIDATION.match(name) is not None
 
 
 @dataclass(frozen=True)
@@ -11,12 +19,13 @@ class MonitoredMetric:
     """The logged metric that a run is judged by.
 
     Args:
-        name: as logged, ``val/`` and a leaf; ``train/`` and the same leaf is its counterpart in training.
+        name: as logged. ``val/`` or ``val_`` and a leaf is of the validation; ``train/`` or ``train_`` and the same
+            leaf is its counterpart in training. Any other name is of training alone.
         mode: whether ``max`` or ``min`` is best.
         percent: the metric is a fraction that people read as per cent.
 
     Raises:
-        ValueError: the name does not begin with ``val/``, or the mode is unknown.
+        ValueError: the name is empty, or the mode is unknown.
     """
 
     name: str = "val/acc"
@@ -25,15 +34,29 @@ class MonitoredMetric:
 
     def __post_init__(self) -> None:
         """Checks the arguments."""
-        if not self.name.startswith("val/"):
-            raise ValueError(f"monitor.name must begin with 'val/', got {self.name!r}")
+        if not self.name:
+            raise ValueError("monitor.name must be the name of a logged metric, such as 'val/acc', got ''")
         if self.mode not in ("max", "min"):
             raise ValueError(f"monitor.mode must be 'max' or 'min', got {self.mode!r}")
 
     @property
+    def leaf(self) -> str:
+        """The name without what says that it is of the validation."""
+        return _VALIDATION.sub("", self.name)
+
+    @property
+    def is_validated(self) -> bool:
+        """Whether it is measured in validation."""
+        return is_of_validation(self.name)
+
+    def counterpart(self, stage: str) -> str:
+        """The same metric of another stage; the name itself if it is not of the validation."""
+        return _VALIDATION.sub(lambda found: stage + found[0][-1], self.name)
+
+    @property
     def train_name(self) -> str:
         """The counterpart in training."""
-        return "train/" + self.name.removeprefix("val/")
+        return self.counterpart("train")
 
     @property
     def unit(self) -> str:
@@ -128,7 +151,7 @@ class RunResult:
     @property
     def test_score(self) -> float | None:
         """The score's counterpart on the test set, if that was read."""
-        return self.test.get("test/" + self.score.name.removeprefix("val/"))
+        return self.test.get(self.score.counterpart("test"))
 
     @property
     def seconds_per_epoch(self) -> float:

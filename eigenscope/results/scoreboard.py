@@ -142,8 +142,6 @@ def _is_same(folder: str, other: str) -> bool:
 
 def _check(row: Row, where: str) -> None:
     """What the table is going to read."""
-    if not row["score"].startswith("val/"):
-        raise ValueError(f"{where} has the score {row['score']!r}, which must begin with 'val/'")
     for column, kind in _NUMBERS.items():
         try:
             kind(row[column] or ("" if column == "best" else 0))

@@ -107,7 +107,7 @@ def compare_arms(arms: Mapping[str, Mapping[int, RunResult]]) -> list[ArmSummary
 def comparison_table(summaries: Sequence[ArmSummary]) -> str:
     """The comparison as text: a row per arm, then a row per difference to the first arm."""
     first = summaries[0]
-    leaf, unit = first.score.name.removeprefix("val/"), first.score.unit
+    leaf, unit = first.score.leaf, first.score.unit
     digits = ".2f" if first.score.percent else ".4g"
     tested = first.test is not None
 

@@ -56,7 +56,9 @@ def test_what_is_logged_is_loss_and_recall_of_the_answers(tmp_path):
         torch.testing.assert_close(trainer.callback_metrics[f"{stage}/loss"], expected)
         recall = (logits.argmax(-1) == answers).float().mean()
         torch.testing.assert_close(trainer.callback_metrics[f"{stage}/recall"], recall)
-    assert torch.equal(module.predict_step((tokens, labels), 0), net(tokens).argmax(-1))
+    predicted = module.predict_step((tokens, labels), 0)
+    assert torch.equal(predicted["tokens"], net(tokens).argmax(-1))
+    assert torch.equal(predicted["labels"], labels)
 
 
 def test_a_vocabulary_that_is_too_small_is_named(tmp_path):

@@ -123,9 +123,12 @@ def test_compiling_in_place_keeps_keys_figures_and_probes(tmp_path):
 def test_predictions_are_probabilities(tmp_path):
     module = ImageClassificationModule(small_net(), sgd)
     trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False)
-    predictions = torch.cat(trainer.predict(module, loader()))
-    assert predictions.shape == (23, 6)
-    torch.testing.assert_close(predictions.sum(1), torch.ones(23))
+    batches = trainer.predict(module, loader())
+    predictions = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    assert predictions["probabilities"].shape == predictions["logits"].shape == (23, 6)
+    torch.testing.assert_close(predictions["probabilities"].sum(1), torch.ones(23))
+    assert torch.equal(predictions["probabilities"], predictions["logits"].softmax(1))
+    assert torch.equal(predictions["labels"], torch.cat([labels for _, labels in loader()]))
 
 
 @pytest.mark.parametrize(

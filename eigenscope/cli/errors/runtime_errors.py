@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.loggers import Logger
+
 from eigenscope.adapters.lightning_names import BEFORE_TRAINING
 from eigenscope.cli.resume.compatibility import find_checkpoint
 
@@ -39,6 +41,24 @@ def explain(error: BaseException) -> str | None:
             sentence = known(each)
             if sentence is not None:
                 return "; ".join([sentence, *_what_is_left(chain)])
+    sentence = explain_logger(error)
+    return None if sentence is None else "; ".join([sentence, *_what_is_left(chain)])
+
+
+def explain_logger(error: BaseException) -> str | None:
+    """One sentence for what a logger raised, as one that needs a key, a server or another store; None for any other.
+
+    Args:
+        error: with its traceback.
+    """
+    for each in _chain(error):
+        for frame, _ in reversed(list(traceback.walk_tb(each.__traceback__))):
+            if isinstance(frame.f_locals.get("self"), Logger):
+                *_, (last, line) = traceback.walk_tb(each.__traceback__)
+                where = f"{type(each).__name__} in {Path(last.f_code.co_filename).name}, line {line}"
+                words = " ".join(str(each).split())
+                failed = f"the logger {type(frame.f_locals['self']).__name__} failed"
+                return f"{failed}: {words} ({where})" if words else f"{failed}: {where}"
     return None
 
 

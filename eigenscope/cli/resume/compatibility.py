@@ -1,6 +1,5 @@
-"""Resume compatibility: the checkpoint to resume from, its configuration, and the run folder."""
+"""Resume compatibility: the checkpoint to resume from, and its configuration."""
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +34,11 @@ def check_options(subcommand: str, config: Config) -> None:
     Raises:
         ValueError: one needs another that is not there, or another subcommand.
     """
-    if config["warm_start"] is not None and subcommand != "fit" and config["ckpt_path"] is None:
-        raise ValueError(f"warm_start is for fit; to {subcommand} trained weights give --ckpt_path")
+    if config["warm_start"] is not None and subcommand != "fit" and config["ckpt_path"] is not None:
+        raise ValueError(
+            f"ckpt_path and warm_start exclude each other: both say which weights to {subcommand}; got "
+            f"{config['ckpt_path']} and {config['warm_start']}"
+        )
     if config["warm_start_map"] is not None and config["warm_start"] is None:
         raise ValueError("warm_start_map says where the parts of warm_start belong, of which there is none")
     if config["resume_allow"] is not None:
@@ -143,28 +145,6 @@ def check_network(checkpoint: Config, path: Path, now: Config, linked: Collectio
     if found:
         raise ValueError(f"the network is not that of the checkpoint {path}:{_listed(found)}")
     return None
-
-
-def continued_version(checkpoint: Path, logger: Any) -> str | None:
-    """The version of its run's folder, if a logger is to write there: no version is asked for, or that one.
-
-    Args:
-        checkpoint: ``<save_dir>/<name>/<version>/checkpoints/*.ckpt``, or another place.
-        logger: its configuration.
-    """
-    if isinstance(logger, list) and len(logger) == 1:
-        logger = logger[0]
-    if not isinstance(logger, Mapping) or not str(logger.get("class_path")).endswith(".TensorBoardLogger"):
-        return None
-    arguments = logger.get("init_args", {})
-    folder = checkpoint.absolute().parent
-    run = folder.parent
-    root = Path(os.path.expandvars(arguments.get("save_dir") or "")).expanduser() / (arguments.get("name") or "")
-    if folder.name != _FOLDER or root.resolve() != run.parent.resolve():
-        return None
-    version = arguments.get("version")
-    asked = f"version_{version}" if isinstance(version, int) else version
-    return run.name if asked in (None, run.name) else None
 
 
 def _configuration(checkpoint: Config, path: Path) -> Config:

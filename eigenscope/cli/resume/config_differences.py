@@ -51,6 +51,7 @@ FREE: Mapping[str, tuple[str, ...]] = {
         "trainer.enable_progress_bar",
         "trainer.enable_model_summary",
         "trainer.enable_autolog_hparams",
+        "without",
         "trainer.profiler",
     ),
     "checks that leave the training as it is": (

@@ -8,13 +8,13 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
 
-from eigenscope.adapters.lightning_names import ignore_absent_callbacks, ignore_existing_checkpoints
+from eigenscope.adapters.lightning_names import ignore_absent_callbacks
 from eigenscope.callbacks.resuming.changed_hyperparameters import ChangedHyperparameters
-from eigenscope.callbacks.resuming.continued_tensorboard import ContinuedBoard
-from eigenscope.checkpoints import CONFIGURATION, SAVED_AT
+from eigenscope.checkpoints import CONFIGURATION
 from eigenscope.cli.resume.allowed_differences import changed_options, recorded
-from eigenscope.cli.resume.compatibility import check_resume, continued_version
+from eigenscope.cli.resume.compatibility import check_resume
 from eigenscope.cli.resume.config_differences import Config
+from eigenscope.cli.resume.continued_run import continue_run
 
 
 @dataclass
@@ -23,11 +23,13 @@ class PreparedResume:
 
     Attributes:
         lines: what to say, for people.
+        folder: of the run, if it continues there.
         callbacks: further ones of the trainer.
         provenance: arguments of :class:`~eigenscope.callbacks.resuming.run_provenance.RunProvenance`.
     """
 
     lines: tuple[str, ...]
+    folder: Path | None = None
     callbacks: list[Callback] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -35,7 +37,7 @@ class PreparedResume:
 def prepare_resume(
     config: Namespace, checkpoint: dict[str, Any], path: Path, now: Config, linked: Collection[str]
 ) -> PreparedResume:
-    """Compares the configurations; lets the logger write on in the folder of the run, from the checkpoint's step on.
+    """Compares the configurations; lets loggers write on in the folder of the run, from the checkpoint's step on.
 
     Args:
         config: of ``fit``, changed in place.
@@ -59,13 +61,7 @@ def prepare_resume(
             prepared.callbacks.append(ChangedHyperparameters(options, schedule))
     if CONFIGURATION in checkpoint:  # a line says already which callbacks differ
         ignore_absent_callbacks()
-    version = continued_version(path, now["trainer"]["logger"])
-    if version is not None:
-        step = checkpoint["global_step"]
-        logger = config.trainer.logger
-        logger = logger[0] if isinstance(logger, list) else logger
-        logger.init_args.version, logger.init_args.purge_step = version, step
-        prepared.callbacks.append(ContinuedBoard(step, checkpoint.get(SAVED_AT)))
-        prepared.provenance["continues"] = True
-        ignore_existing_checkpoints()
+    continued = continue_run(config, now["trainer"], path, checkpoint)
+    prepared.callbacks += continued.callbacks
+    prepared.folder = continued.folder
     return prepared

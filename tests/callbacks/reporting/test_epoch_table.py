@@ -9,6 +9,7 @@ from eigenscope.text import duration
 
 IDLE = {"sanity_checking": False, "progress_bar_callback": None, "callbacks": [], "loggers": [], "max_steps": -1}
 IDLE |= {"global_step": 0, "is_global_zero": True, "logger": SimpleNamespace(name="demo")}
+IDLE |= {"enable_validation": True}
 
 
 class Printer:

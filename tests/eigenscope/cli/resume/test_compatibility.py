@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from eigenscope.cli.resume.compatibility import check_network, check_resume, continued_version
+from eigenscope.cli.resume.compatibility import check_network, check_resume
 
 P = Path("runs/demo/version_3/checkpoints/last.ckpt")
 LINKED = ("num_classes",)
@@ -73,36 +73,3 @@ def test_a_warm_start_is_no_resume_unless_the_run_began_with_it():
 def test_a_model_without_arguments_is_compared_too():
     bare = {"model": {"class_path": "Module"}}
     assert check_network(checkpoint(configuration=bare), P, bare, LINKED) is None
-
-
-@pytest.mark.parametrize(
-    ("arguments", "version"),
-    [
-        ({}, "version_3"),
-        ({"version": 3}, "version_3"),
-        ({"version": "version_3"}, "version_3"),
-        ({"version": 4}, None),
-        ({"version": "mine"}, None),
-        ({"name": "other"}, None),
-        ({"save_dir": "elsewhere"}, None),
-        ({"save_dir": "./runs/../runs"}, "version_3"),
-        ({"save_dir": "runs/demo", "name": None}, "version_3"),
-    ],
-)
-def test_a_logger_goes_on_in_the_folder_of_the_checkpoint_unless_it_names_another(arguments, version):
-    logger = {
-        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-        "init_args": {"save_dir": "runs", "name": "demo", "version": None} | arguments,
-    }
-    assert continued_version(P, logger) == version
-    assert continued_version(P, [logger]) == version
-    assert continued_version(P, [logger, logger]) is None
-    assert continued_version(P, logger | {"class_path": "lightning.pytorch.loggers.CSVLogger"}) is None
-    assert continued_version(P.absolute(), logger) == version
-
-
-def test_without_one_logger_or_a_runs_folder_nothing_is_continued():
-    assert continued_version(P, None) is continued_version(P, True) is continued_version(P, False) is None
-    logger = {"class_path": "x.TensorBoardLogger", "init_args": {"save_dir": "runs", "name": "demo"}}
-    assert continued_version(P.parents[1] / "last.ckpt", logger) is None
-    assert continued_version(P.parents[1] / "kept" / "last.ckpt", logger) is None
