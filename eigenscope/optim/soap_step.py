@@ -23,6 +23,7 @@ _NEEDED = {
     "precondition": {"x", "eigenbasis_list", "dims"},
 }
 _ADAM = {"calculate_adam_update": {"betas", "eps", "correct_bias", "nesterov", "step"}}
+_LEAST_RMS = 1e-7  # emerging-optimizers'
 
 
 @cache
@@ -109,4 +110,4 @@ def clip_update_rms(update: Tensor, max_rms: float) -> None:
     """Scales an update down in place to a root mean square of at most ``max_rms``; 0 leaves it."""
     if max_rms > 0:
         rms = update.square().mean().sqrt()
-        update.mul_((max_rms / rms.clamp_min(torch.finfo(rms.dtype).tiny)).clamp(max=1))
+        update.mul_((max_rms / (rms + _LEAST_RMS)).clamp(max=1))
