@@ -2,6 +2,7 @@
 
 from eigenscope.callbacks.nan_guard.finite_guard import FiniteGuard, NonFiniteError
 from eigenscope.callbacks.reporting.epoch_table import EpochTable, ParameterRouting
+from eigenscope.callbacks.reporting.monitor_check import MonitorCheck
 from eigenscope.callbacks.reporting.run_metadata import RunMetadataCallback
 from eigenscope.callbacks.reporting.scoreboard import Scoreboard
 from eigenscope.callbacks.reporting.tensorboard_layout import TensorBoardLayout
@@ -23,6 +24,7 @@ __all__ = [
     "FiniteGuard",
     "ImplantPolicy",
     "KVCacheCompression",
+    "MonitorCheck",
     "NonFiniteError",
     "ParameterRouting",
     "ReconstructionGrid",

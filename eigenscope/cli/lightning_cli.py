@@ -1,6 +1,7 @@
 """LightningCLI for Eigenscope: ``fit``, ``validate``, ``test``, ``predict``, and the dispatch to ``compare``."""
 
 import sys
+import traceback
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -20,9 +21,19 @@ from eigenscope.callbacks._output import written_folders
 from eigenscope.callbacks.resuming.run_provenance import RunProvenance
 from eigenscope.checkpoints import read_checkpoint
 from eigenscope.cli.compare import compare_main
+from eigenscope.cli.errors.build_errors import explain_build, explain_setup, explain_trainer
+from eigenscope.cli.errors.monitor_errors import explain_monitor
 from eigenscope.cli.errors.parse_errors import explain_parse_error
 from eigenscope.cli.errors.parser import ExplainingParser, UsageError, loading_present_names
-from eigenscope.cli.errors.runtime_errors import check_writable, explain, is_from_setup, leave_to_main_thread, own_error
+from eigenscope.cli.errors.runtime_errors import (
+    add_step,
+    check_writable,
+    explain,
+    is_from_setup,
+    leave_to_main_thread,
+    own_error,
+)
+from eigenscope.cli.errors.value_checks import check_environment, check_values, checked_sources, notes_on
 from eigenscope.cli.process.lost_ranks import end_with_launcher, explain_lost_rank
 from eigenscope.cli.resume.compatibility import check_network, check_options, find_checkpoint
 from eigenscope.cli.resume.prepare_resume import prepare_resume
@@ -76,6 +87,7 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
                     callbacks.RunMetadataCallback(),
                     callbacks.TensorBoardLayout(),
                     callbacks.ExactResume(),
+                    callbacks.MonitorCheck(),
                 ]
             },
             parser_kwargs={
@@ -120,12 +132,25 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         given = sys.argv[1:] if args is None else cast(list[str], args)
         notes: dict[str, None] = {}  # in order, each once
         try:
+            self._args = renamed.options(given, notes.setdefault)
+            check_environment()
+            self._sources = checked_sources(self._args)
             with loading_present_names(notes):
-                self.config = parser.parse_args(renamed.options(given, notes.setdefault))
+                self.config = parser.parse_args(self._args)
         except renamed.RemovedArgumentError as error:
             raise UsageError(str(error)) from error
+        check_values(str(self.config.subcommand), self.plain_config(), self._sources, self._args)
         if notes:
             rank_zero_only(print)(f"Names of version 0.4: {', '.join(notes)}.", file=sys.stderr, flush=True)
+
+    def plain_config(self) -> dict[str, Any]:
+        """The resolved configuration of the subcommand, as plain values."""
+        config: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))[self.config.subcommand]
+        return config
+
+    def with_option(self, error: BaseException) -> str:
+        """The words of an error, and the option that they are about."""
+        return explain_setup(error, self.plain_config(), self._args)
 
     def before_instantiate_classes(self) -> None:
         """Replaces bf16 by fp32 where the device would only emulate it, and says so; looks at the checkpoint.
@@ -133,6 +158,8 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         Raises:
             ConfigurationError: the checkpoint cannot be read, or the configuration contradicts it.
         """
+        for line in notes_on(str(self.subcommand), self.plain_config(), self._sources):
+            rank_zero_only(print)(f"note: {line}", file=sys.stderr, flush=True)
         self._avoid_emulated_bf16()
         self._shapes: dict[str, tuple[int, ...]] = {}
         config = self.config[self.subcommand]
@@ -150,7 +177,7 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         if config.weights_only is False:
             raise ValueError("weights_only must be null or true, got False: reading a checkpoint executes no code")
         checkpoint = read_checkpoint(path)
-        now = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))[self.subcommand]
+        now = self.plain_config()
         if self.subcommand == "fit":
             prepared = prepare_resume(config, checkpoint, path, now, _LINKED)
             self.trainer_defaults["callbacks"] += prepared.callbacks
@@ -171,6 +198,15 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         if step is not None and getattr(type(self.model), step) is getattr(LightningModule, step):
             model = type(self.model).__name__
             raise ConfigurationError(f"there is nothing to {self.subcommand}: {model} has no {step}")
+        for name in _LINKED:
+            given = [source for source in self._sources if ("model", "net", name) in source.settings]
+            value = given and given[-1].settings["model", "net", name]
+            known = getattr(self.datamodule, name, None)
+            if given and known is not None and value != known:
+                raise ConfigurationError(
+                    f"model.init_args.net.init_args.{name} {value} ({given[-1].text}) would be dropped: the network takes "
+                    f"{name} from its data, which says {known}"
+                )
         found = misshaped(self.model, self._shapes)
         if any(key.startswith("model.") for key in self.save_config_kwargs.get("allowed", ())):
             found += unmatched(self.model, self._shapes)
@@ -208,8 +244,10 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         """
         try:
             super().instantiate_classes()
-        except (ValueError, MisconfigurationException) as error:
-            raise ConfigurationError(str(own_error(error))) from error
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            raise ConfigurationError(explain_build(own_error(error), self.plain_config(), self._args)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer, whose checkpoints are whole and load without executing code."""
@@ -224,8 +262,10 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         ]
         try:
             return super().instantiate_trainer(plugins=[*plugins, callbacks.SafeCheckpointIO()], **kwargs)
-        except (TypeError, RuntimeError) as error:  # a number of devices that is none; two callbacks of one state_key
-            raise ConfigurationError(f"trainer: {error}") from error
+        except Exception as error:  # a number of devices that is none; two callbacks of one state_key
+            sentence = explain_trainer(error, self.plain_config()["trainer"], self._args)
+            is_unnamed = isinstance(error, TypeError | RuntimeError)  # of Lightning, which does not say whose they are
+            raise ConfigurationError(f"trainer: {sentence}" if is_unnamed else sentence) from error
 
     def after_fit(self) -> None:
         """Reads the test set, once, at the epoch that a held-out part of the training set has chosen."""
@@ -246,7 +286,7 @@ class _Parsed(Exception):
 class _ParseOnly(EigenscopeCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         super().parse_arguments(parser, args)
-        raise _Parsed(yaml.safe_load(parser.dump(self.config, skip_unset=False))["fit"])
+        raise _Parsed(self.plain_config())
 
 
 def resolve(args: list[str]) -> dict[str, Any]:
@@ -283,6 +323,13 @@ def main(args: list[str] | None = None) -> Any:
         raise SystemExit(2) from None
 
 
+def _with_option(error: BaseException) -> str:
+    """The words of an error of setup, and the option that they are about, if that can be told."""
+    frames = (frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__))
+    cli = next((each for each in frames if isinstance(each, EigenscopeCLI)), None)
+    return str(error) if cli is None else cli.with_option(error)
+
+
 def script() -> None:
     """The command as installed: errors the user can fix are one sentence instead of a traceback."""
     end_with_launcher()
@@ -295,7 +342,7 @@ def script() -> None:
         print(error, file=sys.stderr)
         sys.exit(128 + error.signal)  # as a shell has it of a process that a signal ended
     except MisconfigurationException as error:  # Lightning's word, such as of a score that nobody logs
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(f"error: {explain_monitor(error) or _with_option(error)}")
     except ImportError as error:
         if error.name != EMERGING_OPTIMIZERS:
             raise
@@ -304,7 +351,10 @@ def script() -> None:
         sys.exit(f"error: {' '.join([str(error), *getattr(error, '__notes__', [])])}")  # the guard's note says where
     except Exception as error:
         is_own = isinstance(error, ValueError) and is_from_setup(error)
-        sentence = str(error) if is_own else explain_lost_rank(error) or explain(error)
+        sentence = (
+            _with_option(error) if is_own else explain_monitor(error) or explain_lost_rank(error) or explain(error)
+        )
         if sentence is None:
+            add_step(error)
             raise
         sys.exit(f"error: {sentence}")

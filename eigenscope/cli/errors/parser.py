@@ -1,8 +1,10 @@
 """Argument parser whose errors are one sentence."""
 
 import argparse
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, get_origin
 
 import yaml
@@ -45,6 +47,11 @@ class ExplainingParser(ArgumentParser):
             config: Namespace = super().parse_args(*args, **kwargs)
         except UnicodeDecodeError as error:  # of a file that is no text, which jsonargparse lets through
             self.error(str(error), error)
+        except SystemExit as stop:
+            if stop.code in (None, 0):  # --help, --print_config
+                raise
+            module = _being_imported(stop)
+            raise UsageError(f"{module} cannot be imported: SystemExit: {stop.code}") from stop
         for group in option_groups(self):  # jsonargparse takes `trainer: 5` of a file, and fails when it builds one
             if not isinstance(config.get(group), Namespace):
                 refused = NoOptionsError(group, config.get(group))
@@ -99,6 +106,14 @@ class NullError(TypeError):
         super().__init__(f"{'.'.join(path)} must not be null")
         self.path = path
         self.annotation = annotation
+
+
+def _being_imported(error: BaseException) -> str:
+    """The module whose code raised an error while it was imported, and the line."""
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if frame.f_code.co_name == "<module>":
+            return f"{frame.f_globals.get('__name__')} ({Path(frame.f_code.co_filename).name}, line {line})"
+    return "what the command line names"
 
 
 _PLAIN = (bool, int, float, str)
