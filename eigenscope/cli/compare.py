@@ -143,21 +143,8 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"compare: {message}")
 
 
-def compare_main(args: list[str], resolve: Callable[[list[str]], Config]) -> list[ArmSummary]:
-    """Runs ``compare``.
-
-    Args:
-        args: the command line after ``compare``.
-        resolve: turns the arguments of ``fit`` into a full configuration, or raises :class:`UsageError`.
-
-    Returns:
-        A summary per arm, in the order of the command line; arms with a run that was stopped are left out, and if the
-        first is, differences are to the next.
-
-    Raises:
-        UsageError: the arguments are wrong; nothing was trained.
-        SystemExit: a run failed, a record is damaged, or a signal came.
-    """
+def compare_parser() -> argparse.ArgumentParser:
+    """The options of ``compare``; what it does not know is an override for ``fit``."""
     parser = _Parser(
         prog="eigenscope compare",
         allow_abbrev=False,
@@ -177,6 +164,25 @@ def compare_main(args: list[str], resolve: Callable[[list[str]], Config]) -> lis
     parser.add_argument(
         "--dir", type=Path, default=Path("runs/compare"), help="where runs are kept (default: %(default)s)"
     )
+    return parser
+
+
+def compare_main(args: list[str], resolve: Callable[[list[str]], Config]) -> list[ArmSummary]:
+    """Runs ``compare``.
+
+    Args:
+        args: the command line after ``compare``.
+        resolve: turns the arguments of ``fit`` into a full configuration, or raises :class:`UsageError`.
+
+    Returns:
+        A summary per arm, in the order of the command line; arms with a run that was stopped are left out, and if the
+        first is, differences are to the next.
+
+    Raises:
+        UsageError: the arguments are wrong; nothing was trained.
+        SystemExit: a run failed, a record is damaged, or a signal came.
+    """
+    parser = compare_parser()
     options, overrides = parser.parse_known_args(args)
     names = ["+".join(Path(file).stem for file in files) for files in options.config]
     if len(set(names)) < len(names):

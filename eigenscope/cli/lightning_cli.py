@@ -20,7 +20,8 @@ from eigenscope.adapters.lightning_names import GivenConfiguration, ignore_moved
 from eigenscope.callbacks._output import written_folders
 from eigenscope.callbacks.resuming.run_provenance import RunProvenance
 from eigenscope.checkpoints import read_checkpoint
-from eigenscope.cli.compare import compare_main
+from eigenscope.cli.compare import compare_main, compare_parser
+from eigenscope.cli.completion import OPTION, SHELLS, completion_script
 from eigenscope.cli.errors.build_errors import explain_build, explain_setup, explain_trainer
 from eigenscope.cli.errors.monitor_errors import explain_monitor
 from eigenscope.cli.errors.parse_errors import explain_parse_error
@@ -33,6 +34,7 @@ from eigenscope.cli.errors.runtime_errors import (
     leave_to_main_thread,
     own_error,
 )
+from eigenscope.cli.errors.suggestions import listed
 from eigenscope.cli.errors.value_checks import check_environment, check_values, checked_sources, notes_on
 from eigenscope.cli.process.lost_ranks import end_with_launcher, explain_lost_rank
 from eigenscope.cli.resume.compatibility import check_network, check_options, find_checkpoint
@@ -204,8 +206,8 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
             known = getattr(self.datamodule, name, None)
             if given and known is not None and value != known:
                 raise ConfigurationError(
-                    f"model.init_args.net.init_args.{name} {value} ({given[-1].text}) would be dropped: the network takes "
-                    f"{name} from its data, which says {known}"
+                    f"model.init_args.net.init_args.{name} {value} ({given[-1].text}) would be dropped: the network "
+                    f"takes {name} from its data, which says {known}"
                 )
         found = misshaped(self.model, self._shapes)
         if any(key.startswith("model.") for key in self.save_config_kwargs.get("allowed", ())):
@@ -302,6 +304,21 @@ def resolve(args: list[str]) -> dict[str, Any]:
     raise RuntimeError("the parser returned without a configuration")
 
 
+class _CompletionOnly(EigenscopeCLI):
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        others = {"compare": compare_parser()}
+        print(completion_script(parser, others, sys.argv[-1] if args is None else str(args[-1])))
+        raise SystemExit(0)
+
+
+def _completion(shells: list[str]) -> None:
+    """Prints the completion script of a shell, and ends."""
+    shell = shells[0] if len(shells) == 1 else " ".join(shells)
+    if shell not in SHELLS:
+        raise UsageError(f"{OPTION}: expected {listed(SHELLS, 'or')}, got {shell or 'nothing'}")
+    _CompletionOnly(["fit", shell])
+
+
 def main(args: list[str] | None = None) -> Any:
     """Runs the command line.
 
@@ -317,6 +334,8 @@ def main(args: list[str] | None = None) -> Any:
     quieten()
     try:
         args = with_shipped_configs(sys.argv[1:] if args is None else args)
+        if args[:1] and args[0].partition("=")[0] == OPTION:
+            _completion([*args[0].split("=")[1:], *args[1:]])
         return compare_main(args[1:], resolve) if args[:1] == ["compare"] else EigenscopeCLI(args)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

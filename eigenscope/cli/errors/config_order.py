@@ -60,11 +60,8 @@ def said_of_order(given: Sequence[Source]) -> list[str]:
                     f"{'is' if len(lost) == 1 else 'are'} left out; {name}+ would add to them"
                 )
             elif not first.is_whole and (first.is_file == second.is_file or _is_class(key)):
-                what = (
-                    f"{first.text} is given twice"
-                    if first.text == second.text
-                    else f"{second.text} overrides {first.text}"
-                )
+                is_same = first.text == second.text
+                what = f"{first.text} is given twice" if is_same else f"{second.text} overrides {first.text}"
                 notes[key] = f"{what}: {change}"
     return list(notes.values())
 

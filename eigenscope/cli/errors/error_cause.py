@@ -10,7 +10,11 @@ from pathlib import Path
 
 from eigenscope.cli.errors.suggestions import hint, nearest
 
-_INSTALLED = tuple({sysconfig.get_path("stdlib"), *site.getsitepackages(), str(Path(__file__).parents[3])})
+_PACKAGE = Path(__file__).parents[2]
+_FOREIGN = (  # a sub-package may be a link
+    *(sysconfig.get_path("stdlib"), *site.getsitepackages(), _PACKAGE),
+    *(folder.resolve() for folder in _PACKAGE.iterdir() if folder.is_dir()),
+)
 
 
 def innermost(error: BaseException) -> BaseException:
@@ -52,7 +56,7 @@ def is_own(file: str) -> bool:
     path = Path(file)
     if "site-packages" in path.parts or file.startswith("<"):
         return False
-    return not any(path.is_relative_to(folder) for folder in _INSTALLED) or path.is_relative_to(Path.cwd())
+    return not any(path.is_relative_to(folder) for folder in _FOREIGN)
 
 
 def import_fault(name: str) -> str | None:
@@ -68,7 +72,7 @@ def import_fault(name: str) -> str | None:
         try:
             module = import_module(path)
         except (Exception, SystemExit) as error:
-            if isinstance(error, ModuleNotFoundError) and error.name == path and not own_line(error):
+            if isinstance(error, ModuleNotFoundError) and error.name == path:
                 return _shadowed(module)
             return f"{path} cannot be imported: {in_words(innermost(error))}"
     if module is None:

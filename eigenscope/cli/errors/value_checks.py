@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from eigenscope.cli.errors.config_location import origin
@@ -27,7 +28,7 @@ def checked_sources(args: Sequence[str]) -> list[Source]:
         UsageError: a file is ambiguous, or a later source undoes an earlier one.
     """
     subcommand = next((arg for arg in args if arg in _SUBCOMMANDS), "")
-    if any(value == "" for option, value in zip(args, args[1:], strict=False) if option in ("--config", "-c")):
+    if any(value == "" for option, value in pairwise(args) if option in ("--config", "-c")):
         raise UsageError("--config: expected a file, got an empty text")
     try:
         found = sources(args, subcommand)
