@@ -170,7 +170,7 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
             if config.ckpt_path is not None:
                 self._check_checkpoint(find_checkpoint(config.ckpt_path))
         except ValueError as error:
-            raise ConfigurationError(str(error)) from error
+            raise ConfigurationError(_naming("ckpt_path", str(error))) from error
 
     def _check_checkpoint(self, path: Path) -> None:
         """Refuses a checkpoint that contradicts the configuration; a resumed run writes to its own folder."""
@@ -226,7 +226,7 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         try:
             started = warm_start(self.model, read_weights(Path(config.warm_start)), config.warm_start_map)
         except ValueError as error:
-            raise ConfigurationError(str(error)) from error
+            raise ConfigurationError(_naming("warm_start", str(error))) from error
         rank_zero_only(print)(f"Warm start from {config.warm_start}: {started}.", flush=True)
 
     def _avoid_emulated_bf16(self) -> None:
@@ -340,6 +340,11 @@ def main(args: list[str] | None = None) -> Any:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _naming(option: str, words: str) -> str:
+    """The words of an error of one sentence about an option, with its name, if they lack that."""
+    return words if option in words or "--" in words or "\n" in words else f"{words} (--{option})"
 
 
 def _with_option(error: BaseException) -> str:

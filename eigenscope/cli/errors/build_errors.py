@@ -44,9 +44,12 @@ def explain_setup(error: BaseException, config: Mapping[str, Any], args: Sequenc
         config: resolved, of the subcommand, as nested dictionaries and lists.
         args: the command line.
     """
-    own = [part for part in _classes(config, []) if part[0] not in (["model"], ["data"])]
-    built = [kind for kind in _kinds(error) if any(class_at(part[1]) is kind for part in own)]
-    return explain_build(error, config, args) if built else explain_trainer(error, config["trainer"], args)
+    found = _of_parts(error, config)
+    if found is None:
+        return explain_trainer(error, config["trainer"], args)
+    path, name, arguments = found
+    words = _words(error)
+    return f"{words} ({_option(path, name, arguments, words, args)})"
 
 
 def explain_trainer(error: BaseException, trainer: Mapping[str, Any], args: Sequence[str]) -> str:
@@ -89,6 +92,14 @@ def _built(error: BaseException, config: Mapping[str, Any]) -> Built | None:
         if same:
             return same[0]
     return None
+
+
+def _of_parts(error: BaseException, config: Mapping[str, Any]) -> Built | None:
+    """The part of a configuration in whose code an error was raised, but for model and data, which call all others."""
+    parts = [part for part in _classes(config, []) if part[0] not in (["model"], ["data"])]
+    owners = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    found = [part for owner in reversed(owners) for part in parts if class_at(part[1]) is type(owner)]
+    return next(iter(found), None)
 
 
 def _kinds(error: BaseException) -> Iterator[Any]:
