@@ -215,7 +215,7 @@ class Line:
 
     def is_named(self, sentence: str) -> bool:
         """Whether a sentence names something that the command line or its experiment holds."""
-        parts = {part for key in VALUES for part in key.split(".")} - {"model", "data", "init_args"}
+        parts = {part for key in VALUES for part in key.split(".")} - {"model", "data", "init_args"} | {self.args[0]}
         words = set(re.findall(r"\w+", sentence))
         return bool(words & (parts | {name for name, _ in CALLBACKS})) or "--" in sentence or ".yaml" in sentence
 

@@ -49,6 +49,9 @@ class ConfigurationError(ValueError):
     """A class refused a value of the configuration."""
 
 
+_LINKED = ("num_classes", "image_size")  # what the data tells the network
+
+
 class Parser(ExplainingParser, LightningArgumentParser):
     """Lightning's parser, with one sentence for an error."""
 
@@ -60,14 +63,12 @@ class Parser(ExplainingParser, LightningArgumentParser):
         "eigenscope.optim",
     )
     more_subcommands = ("compare",)
+    linked = tuple(f"model.init_args.net.init_args.{name}" for name in _LINKED)
     explain = staticmethod(explain_parse_error)
 
 
 for _package in Parser.packages:  # importing a package makes its classes known by their short names
     import_module(_package)
-
-
-_LINKED = ("num_classes", "image_size")  # what the data tells the network
 
 
 class EigenscopeCLI(GivenConfiguration, LightningCLI):

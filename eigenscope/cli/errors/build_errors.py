@@ -64,6 +64,9 @@ def explain_trainer(error: BaseException, trainer: Mapping[str, Any], args: Sequ
     plain = {name: value for name, value in trainer.items() if value is not None}
     about = [name for name in options_in(words, list(plain)) if f"--trainer.{name}" not in words][:2]
     said = words.replace("-", "_").lower()
+    accelerator = str(plain.get("accelerator"))
+    if not about and accelerator not in ("auto", "cpu") and isinstance(error, ImportError):  # of a library it needs
+        about = ["accelerator"] if str(plain.get("precision")).replace("-", "_") not in said else []
     about = about or [
         name
         for name, value in plain.items()

@@ -26,11 +26,13 @@ class ExplainingParser(ArgumentParser):
 
     Attributes:
         packages: names of packages whose re-exports are the classes that a configuration names.
+        linked: keys that another part of the configuration fills in when it is built.
         more_subcommands: subcommands that somebody else takes care of.
     """
 
     packages: ClassVar[Sequence[str]] = ()
     more_subcommands: ClassVar[Sequence[str]] = ()
+    linked: ClassVar[Sequence[str]] = ()
 
     @staticmethod
     def explain(error: Exception, parser: Any) -> str | None:
@@ -56,7 +58,8 @@ class ExplainingParser(ArgumentParser):
             if not isinstance(config.get(group), Namespace):
                 refused = NoOptionsError(group, config.get(group))
                 self.error(str(refused), refused)
-        found = unfit_null(config.as_dict()[config.subcommand] if "subcommand" in config else config.as_dict())
+        plain = config.as_dict()[config.subcommand] if "subcommand" in config else config.as_dict()
+        found = unfit_null(plain, self.linked)
         if found is not None:
             null = NullError(*found)
             self.error(str(null), null)
@@ -119,16 +122,17 @@ def _being_imported(error: BaseException) -> str:
 _PLAIN = (bool, int, float, str)
 
 
-def unfit_null(config: Mapping[str, Any]) -> tuple[list[str], Any] | None:
+def unfit_null(config: Mapping[str, Any], linked: Sequence[str] = ()) -> tuple[list[str], Any] | None:
     """The first argument of a class that is null and should not be.
 
     Args:
         config: resolved, as nested dictionaries and lists.
+        linked: dotted keys that are filled in later.
 
     Returns:
         The parts of its key, and the argument's annotation, of plain types and literals; None if there is none.
     """
-    return next(_unfit(config, [], None), None)
+    return next((found for found in _unfit(config, [], None) if ".".join(found[0]) not in linked), None)
 
 
 def _unfit(value: Any, path: list[str], owner: Any) -> Iterator[tuple[list[str], Any]]:
