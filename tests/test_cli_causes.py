@@ -181,7 +181,7 @@ def test_a_number_that_makes_no_sense_is_one_sentence(arg, expected):
             "line 4: class_path is alr",
         ),
         ("1: 2", "line 1: the key 1 is not a text"),
-        ("trainer: &a\n  x: *a", "line 2: an alias (*) stands within what it repeats"),
+        ("trainer: &a\n  x: *a", "line 1: an alias (*) stands within what it repeats"),
     ],
 )
 def test_what_yaml_passes_over_is_one_sentence(text, sentence, tmp_path):
