@@ -40,7 +40,8 @@ def test_a_shell_completes_subcommands_and_options(tmp_path, capsys):
         (["fit", "--model", "ImageC"], "ImageClassificationModule"),
     ]:
         typed = " ".join(["eigenscope", *words])
-        ask = f'source {script}; COMP_WORDS=({typed}); COMP_CWORD={len(words)}; _shtab_eigenscope; echo "${{COMPREPLY[@]}}"'
+        ask = f"source {script}; COMP_WORDS=({typed}); COMP_CWORD={len(words)}; _shtab_eigenscope"
+        ask += '; echo "${COMPREPLY[@]}"'
         found = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
         assert found.stdout.split() == [expected]
     with pytest.raises(SystemExit):
