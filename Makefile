@@ -1,5 +1,5 @@
-# Everything a person types: make demo, make test, make check, make bench, make spike.
-.PHONY: demo test check format bench spike clean
+# Everything a person types: make demo, make test, make check, make fuzz, make bench, make spike.
+.PHONY: demo test check fuzz format bench spike clean
 
 PYTHON := $(shell for candidate in python3.14 python3.13 python3.12 python3; do \
 	$$candidate -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 12))' 2>/dev/null \
@@ -21,6 +21,9 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+fuzz: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz_command_line --seed 0 --count 500
 
 format: .venv/ready
 	$(BIN)/ruff format .

@@ -3,6 +3,7 @@
 from eigenscope.callbacks.nan_guard.finite_guard import FiniteGuard, NonFiniteError
 from eigenscope.callbacks.reporting.epoch_table import EpochTable, ParameterRouting
 from eigenscope.callbacks.reporting.model_summary import ParameterSummary
+from eigenscope.callbacks.reporting.monitor_check import MonitorCheck
 from eigenscope.callbacks.reporting.predictions import PredictionWriter
 from eigenscope.callbacks.reporting.run_folder import RunFolder
 from eigenscope.callbacks.reporting.run_metadata import RunMetadataCallback
@@ -26,6 +27,7 @@ __all__ = [
     "FiniteGuard",
     "ImplantPolicy",
     "KVCacheCompression",
+    "MonitorCheck",
     "NonFiniteError",
     "ParameterRouting",
     "ParameterSummary",

@@ -262,6 +262,14 @@ class GivenConfiguration:
     def _parse_ckpt_path(self) -> None:
         """Leaves the configuration alone."""
 
+    def _dump_config(self) -> None:
+        """Gives a network without arguments of its own a place for those that the data fills in."""
+        super()._dump_config()  # type: ignore[misc]  # of Lightning, which calls this one
+        model = getattr(self, "config_dump", {}).get("model") or {}
+        net = model.get("init_args", {}).get("net")
+        if isinstance(net, dict):
+            net.setdefault("init_args", {})
+
 
 def quieten() -> None:
     """Leaves out messages of Lightning that nobody can act on: advertisements, its notes to itself, and MLflow's."""

@@ -67,7 +67,7 @@ def compare_options(args: Sequence[str], fit_parser: Callable[[], Any]) -> Compa
         UsageError: they are wrong; one sentence says why.
         SystemExit: help was asked for.
     """
-    parser = _parser()
+    parser = compare_parser()
     if {"-h", "--help"} & set(args):
         print(f"{parser.format_help()}\n{_options_of_fit(fit_parser().format_help())}")
         raise SystemExit(0)
@@ -103,7 +103,8 @@ def asks_for_class_help(args: Sequence[str]) -> list[str]:
     return []
 
 
-def _parser() -> argparse.ArgumentParser:
+def compare_parser() -> argparse.ArgumentParser:
+    """The options of ``compare``; what it does not know is for ``fit``."""
     parser = _Parser(
         prog="eigenscope compare",
         usage="eigenscope compare --config YAML [YAML ...] [--config YAML [YAML ...] ...] [--seeds SEED [SEED ...]]\n"

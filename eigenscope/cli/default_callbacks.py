@@ -26,6 +26,7 @@ def default_callbacks() -> list[Callback]:
         callbacks.EpochTable(),
         callbacks.Scoreboard(),
         callbacks.ParameterSummary(),
+        callbacks.MonitorCheck(),
         callbacks.ResumeCheckpoint(),
     ]
 

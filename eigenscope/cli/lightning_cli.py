@@ -1,6 +1,7 @@
 """LightningCLI for Eigenscope: ``fit``, ``validate``, ``test``, ``predict``, and the dispatch to ``compare``."""
 
 import sys
+import traceback
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -30,10 +31,15 @@ from eigenscope.callbacks._output import written_folders
 from eigenscope.callbacks.resuming.run_provenance import RunProvenance
 from eigenscope.checkpoints import read_checkpoint
 from eigenscope.cli.compare import compare_main
+from eigenscope.cli.compare_options import compare_parser
+from eigenscope.cli.completion import OPTION, SHELLS, completion_script
 from eigenscope.cli.default_callbacks import Optional, default_callbacks, usable, wanted
+from eigenscope.cli.errors.build_errors import explain_build, explain_setup, explain_trainer
+from eigenscope.cli.errors.monitor_errors import explain_monitor
 from eigenscope.cli.errors.parse_errors import explain_parse_error
 from eigenscope.cli.errors.parser import ExplainingParser, UsageError, loading_present_names
 from eigenscope.cli.errors.runtime_errors import (
+    add_step,
     check_writable,
     explain,
     explain_logger,
@@ -41,6 +47,8 @@ from eigenscope.cli.errors.runtime_errors import (
     leave_to_main_thread,
     own_error,
 )
+from eigenscope.cli.errors.suggestions import listed
+from eigenscope.cli.errors.value_checks import check_environment, check_values, checked_sources, notes_on
 from eigenscope.cli.evaluation import Evaluation, nothing_to_do
 from eigenscope.cli.process.lost_ranks import end_by_signal, end_with_launcher, explain_lost_rank
 from eigenscope.cli.resume.compatibility import check_network, check_options, find_checkpoint
@@ -58,6 +66,9 @@ class ConfigurationError(ValueError):
     """A class refused a value of the configuration."""
 
 
+_LINKED = ("num_classes", "image_size")  # what the data tells the network
+
+
 class Parser(ExplainingParser, LightningArgumentParser):
     """Lightning's parser, with one sentence for an error."""
 
@@ -69,14 +80,12 @@ class Parser(ExplainingParser, LightningArgumentParser):
         "eigenscope.optim",
     )
     more_subcommands = ("compare",)
+    linked = tuple(f"model.init_args.net.init_args.{name}" for name in _LINKED)
     explain = staticmethod(explain_parse_error)
 
 
 for _package in Parser.packages:  # importing a package makes its classes known by their short names
     import_module(_package)
-
-
-_LINKED = ("num_classes", "image_size")  # what the data tells the network
 
 
 class EigenscopeCLI(GivenConfiguration, LightningCLI):
@@ -147,31 +156,41 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         given = sys.argv[1:] if args is None else cast(list[str], args)
         notes: dict[str, None] = {}  # in order, each once
         try:
+            self._args = renamed.options(given, notes.setdefault)
+            check_environment()
+            self._sources = checked_sources(self._args)
             with loading_present_names(notes):
-                given = renamed.options(given, notes.setdefault)
-                self.config = parser.parse_args(given)
+                self.config = parser.parse_args(self._args)
                 if self.config.subcommand == "fit":
-                    self.config.fit.label = self._label(parser, given)
+                    self.config.fit.label = self._label(parser, self._args)
         except renamed.RemovedArgumentError as error:
             raise UsageError(str(error)) from error
+        check_values(str(self.config.subcommand), self.plain_config(), self._sources, self._args)
         if notes:
             rank_zero_only(print)(f"Names of version 0.4: {', '.join(notes)}.", file=sys.stderr, flush=True)
 
     def _label(self, parser: LightningArgumentParser, given: list[str]) -> list[str]:
         """What the run has otherwise than its configuration file."""
 
-        def plain(config: Namespace) -> Any:
-            return yaml.safe_load(parser.dump(config, skip_unset=False))["fit"]
-
         def of_files(files: list[str]) -> Any:
             try:
-                return plain(parser.parse_args(["fit", *files]))
+                return self.plain_config(parser.parse_args(["fit", *files]))
             except UsageError:  # they hold no whole configuration
                 return None
             finally:
                 parser.args = given  # which errors name
 
-        return run_label(given, plain(self.config), of_files)
+        return run_label(given, self.plain_config(), of_files)
+
+    def plain_config(self, config: Namespace | None = None) -> dict[str, Any]:
+        """The resolved configuration of the subcommand, or another, as plain values."""
+        config = self.config if config is None else config
+        plain: dict[str, Any] = yaml.safe_load(self.parser.dump(config, skip_unset=False))[config.subcommand]
+        return plain
+
+    def with_option(self, error: BaseException) -> str:
+        """The words of an error, and the option that they are about."""
+        return explain_setup(error, self.plain_config(), self._args)
 
     def before_instantiate_classes(self) -> None:
         """Replaces bf16 by fp32 where the device would only emulate it, and says so; looks at the checkpoint.
@@ -179,6 +198,8 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         Raises:
             ConfigurationError: the checkpoint cannot be read, or the configuration contradicts it.
         """
+        for line in notes_on(str(self.subcommand), self.plain_config(), self._sources):
+            rank_zero_only(print)(f"note: {line}", file=sys.stderr, flush=True)
         self._avoid_emulated_bf16()
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._continues: Path | None = None
@@ -191,7 +212,7 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
             if config.ckpt_path is not None:
                 self._check_checkpoint(find_checkpoint(config.ckpt_path))
         except ValueError as error:
-            raise ConfigurationError(str(error)) from error
+            raise ConfigurationError(_naming("ckpt_path", str(error))) from error
 
     def _check_checkpoint(self, path: Path) -> None:
         """Refuses a checkpoint that contradicts the configuration; a resumed run writes to its own folder."""
@@ -200,7 +221,7 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         if config.weights_only is False:
             raise ValueError("weights_only must be null or true, got False: reading a checkpoint executes no code")
         checkpoint = read_checkpoint(path)
-        now = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))[self.subcommand]
+        now = self.plain_config()
         if self.subcommand == "fit":
             prepared = prepare_resume(config, checkpoint, path, now, _LINKED)
             self.trainer_defaults["callbacks"] += prepared.callbacks
@@ -230,6 +251,15 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
                 )
         if (problem := nothing_to_do(str(self.subcommand), self.model)) is not None:
             raise ConfigurationError(problem)
+        for name in _LINKED:
+            given = [source for source in self._sources if ("model", "net", name) in source.settings]
+            value = given and given[-1].settings["model", "net", name]
+            known = getattr(self.datamodule, name, None)
+            if given and known is not None and value != known:
+                raise ConfigurationError(
+                    f"model.init_args.net.init_args.{name} {value} ({given[-1].text}) would be dropped: the network "
+                    f"takes {name} from its data, which says {known}"
+                )
         found = misshaped(self.model, self._shapes)
         if any(key.startswith("model.") for key in self.save_config_kwargs.get("allowed", ())):
             found += unmatched(self.model, self._shapes)
@@ -263,7 +293,7 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         try:
             started = warm_start(self.model, read_weights(Path(config.warm_start)), config.warm_start_map)
         except ValueError as error:
-            raise ConfigurationError(str(error)) from error
+            raise ConfigurationError(_naming("warm_start", str(error))) from error
         rank_zero_only(print)(f"Warm start from {config.warm_start}: {started}.", flush=True)
 
     def _avoid_emulated_bf16(self) -> None:
@@ -283,12 +313,12 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         """
         try:
             super().instantiate_classes()
-        except (ValueError, MisconfigurationException) as error:
-            raise ConfigurationError(str(own_error(error))) from error
-        except Exception as error:  # as of a logger that needs a key, or a server
-            if (sentence := explain_logger(error)) is None:
-                raise
-            raise ConfigurationError(sentence) from error
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            if (sentence := explain_logger(error)) is not None:  # as of one that needs a key, or a server
+                raise ConfigurationError(sentence) from error
+            raise ConfigurationError(explain_build(own_error(error), self.plain_config(), self._args)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer, whose checkpoints are whole and load without executing code."""
@@ -309,8 +339,10 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         self.trainer_defaults["callbacks"] = defaults
         try:
             trainer = super().instantiate_trainer(plugins=[*plugins, callbacks.SafeCheckpointIO()], **kwargs)
-        except (TypeError, RuntimeError) as error:  # a number of devices that is none; two callbacks of one state_key
-            raise ConfigurationError(f"trainer: {error}") from error
+        except Exception as error:  # a number of devices that is none; two callbacks of one state_key
+            sentence = explain_trainer(error, self.plain_config()["trainer"], self._args)
+            is_unnamed = isinstance(error, TypeError | RuntimeError)  # of Lightning, which does not say whose they are
+            raise ConfigurationError(f"trainer: {sentence}" if is_unnamed else sentence) from error
         keep_signals(trainer)
         return trainer
 
@@ -338,7 +370,7 @@ class _Parsed(Exception):
 class _ParseOnly(EigenscopeCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         super().parse_arguments(parser, args)
-        raise _Parsed(yaml.safe_load(parser.dump(self.config, skip_unset=False))["fit"])
+        raise _Parsed(self.plain_config())
 
 
 class _ParserOnly(EigenscopeCLI):
@@ -369,6 +401,21 @@ def _found(kind: type[EigenscopeCLI], args: list[str]) -> Any:
     raise RuntimeError("the parser returned without a configuration")
 
 
+class _CompletionOnly(EigenscopeCLI):
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        others = {"compare": compare_parser()}
+        print(completion_script(parser, others, sys.argv[-1] if args is None else str(args[-1])))
+        raise SystemExit(0)
+
+
+def _completion(shells: list[str]) -> None:
+    """Prints the completion script of a shell, and ends."""
+    shell = shells[0] if len(shells) == 1 else " ".join(shells)
+    if shell not in SHELLS:
+        raise UsageError(f"{OPTION}: expected {listed(SHELLS, 'or')}, got {shell or 'nothing'}")
+    _CompletionOnly(["fit", shell])
+
+
 def main(args: list[str] | None = None) -> Any:
     """Runs the command line.
 
@@ -385,6 +432,8 @@ def main(args: list[str] | None = None) -> Any:
     stop_signals.forget()
     try:
         args = with_shipped_configs(sys.argv[1:] if args is None else args)
+        if args[:1] and args[0].partition("=")[0] == OPTION:
+            _completion([*args[0].split("=")[1:], *args[1:]])
         if args[:1] == ["compare"]:
             return compare_main(args[1:], resolve, fit_parser)
         with own_experiment():
@@ -392,6 +441,18 @@ def main(args: list[str] | None = None) -> Any:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _naming(option: str, words: str) -> str:
+    """The words of an error of one sentence about an option, with its name, if they lack that."""
+    return words if option in words or "--" in words or "\n" in words else f"{words} (--{option})"
+
+
+def _with_option(error: BaseException) -> str:
+    """The words of an error of setup, and the option that they are about, if that can be told."""
+    frames = (frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__))
+    cli = next((each for each in frames if isinstance(each, EigenscopeCLI)), None)
+    return str(error) if cli is None else cli.with_option(error)
 
 
 def script() -> None:
@@ -408,7 +469,7 @@ def script() -> None:
     except callbacks.TrainingInterrupted as error:
         end_by_signal(error.signal, str(error), patience=300)
     except MisconfigurationException as error:  # Lightning's word, such as of a score that nobody logs
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(f"error: {explain_monitor(error) or _with_option(error)}")
     except ImportError as error:
         if error.name != EMERGING_OPTIMIZERS:
             raise
@@ -421,7 +482,8 @@ def script() -> None:
         if lost is not None and stop_signals.received is not None:  # that one heard it before the ranks could agree
             name = stop_signals.received.name
             end_by_signal(stop_signals.received, f"{name} ended the run; no checkpoint was saved of that moment")
-        sentence = str(error) if is_own else lost or explain(error)
+        sentence = _with_option(error) if is_own else explain_monitor(error) or lost or explain(error)
         if sentence is None:
+            add_step(error)
             raise
         sys.exit(f"error: {sentence}")

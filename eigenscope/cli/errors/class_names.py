@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from eigenscope.adapters.jsonargparse_names import subclass_paths
+from eigenscope.cli.errors.error_cause import import_fault
 from eigenscope.cli.errors.suggestions import hint, listed, nearest
 from eigenscope.cli.errors.type_descriptions import classes
 
@@ -31,7 +32,7 @@ def class_fault(name: str, annotation: Any, packages: Sequence[str]) -> str | No
         return f"{name} is the short name of {len(same)} classes: give {listed(same, 'or')}"
     named = _named(name, paths, packages)
     if named is None:
-        return f"there is no class {name}{_hint(name, paths, packages)}"
+        return import_fault(name) or f"there is no class {name}{_hint(name, paths, packages)}"
     kinds = tuple(classes(annotation))
     if inspect.isclass(named) and not issubclass(named, kinds):
         wanted = listed([kind.__name__ for kind in kinds], "or")
@@ -66,7 +67,7 @@ def _named(name: str, paths: Sequence[str], packages: Sequence[str]) -> Any:
     if "." in name:
         try:
             return pydoc.locate(name)
-        except pydoc.ErrorDuringImport:
+        except (pydoc.ErrorDuringImport, SystemExit):
             return None
     modules = [import_module(package) for package in packages]
     return next((getattr(module, name) for module in modules if name in getattr(module, "__all__", ())), None)

@@ -1,8 +1,10 @@
 """Argument parser whose errors are one sentence."""
 
 import argparse
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, get_origin
 
 import yaml
@@ -24,11 +26,13 @@ class ExplainingParser(ArgumentParser):
 
     Attributes:
         packages: names of packages whose re-exports are the classes that a configuration names.
+        linked: keys that another part of the configuration fills in when it is built.
         more_subcommands: subcommands that somebody else takes care of.
     """
 
     packages: ClassVar[Sequence[str]] = ()
     more_subcommands: ClassVar[Sequence[str]] = ()
+    linked: ClassVar[Sequence[str]] = ()
 
     @staticmethod
     def explain(error: Exception, parser: Any) -> str | None:
@@ -45,11 +49,17 @@ class ExplainingParser(ArgumentParser):
             config: Namespace = super().parse_args(*args, **kwargs)
         except UnicodeDecodeError as error:  # of a file that is no text, which jsonargparse lets through
             self.error(str(error), error)
+        except SystemExit as stop:
+            if stop.code in (None, 0):  # --help, --print_config
+                raise
+            module = _being_imported(stop)
+            raise UsageError(f"{module} cannot be imported: SystemExit: {stop.code}") from stop
         for group in option_groups(self):  # jsonargparse takes `trainer: 5` of a file, and fails when it builds one
             if not isinstance(config.get(group), Namespace):
                 refused = NoOptionsError(group, config.get(group))
                 self.error(str(refused), refused)
-        found = unfit_null(config.as_dict()[config.subcommand] if "subcommand" in config else config.as_dict())
+        plain = config.as_dict()[config.subcommand] if "subcommand" in config else config.as_dict()
+        found = unfit_null(plain, self.linked)
         if found is not None:
             null = NullError(*found)
             self.error(str(null), null)
@@ -101,19 +111,28 @@ class NullError(TypeError):
         self.annotation = annotation
 
 
+def _being_imported(error: BaseException) -> str:
+    """The module whose code raised an error while it was imported, and the line."""
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if frame.f_code.co_name == "<module>":
+            return f"{frame.f_globals.get('__name__')} ({Path(frame.f_code.co_filename).name}, line {line})"
+    return "what the command line names"
+
+
 _PLAIN = (bool, int, float, str)
 
 
-def unfit_null(config: Mapping[str, Any]) -> tuple[list[str], Any] | None:
+def unfit_null(config: Mapping[str, Any], linked: Sequence[str] = ()) -> tuple[list[str], Any] | None:
     """The first argument of a class that is null and should not be.
 
     Args:
         config: resolved, as nested dictionaries and lists.
+        linked: dotted keys that are filled in later.
 
     Returns:
         The parts of its key, and the argument's annotation, of plain types and literals; None if there is none.
     """
-    return next(_unfit(config, [], None), None)
+    return next((found for found in _unfit(config, [], None) if ".".join(found[0]) not in linked), None)
 
 
 def _unfit(value: Any, path: list[str], owner: Any) -> Iterator[tuple[list[str], Any]]:

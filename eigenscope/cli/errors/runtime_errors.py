@@ -208,6 +208,21 @@ def is_from_setup(error: BaseException) -> bool:
     return not BEFORE_TRAINING.isdisjoint(frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
+def add_step(error: BaseException) -> None:
+    """Adds to a traceback in which step the code failed, if a trainer was running it.
+
+    Args:
+        error: with its traceback; it gets a note.
+    """
+    trainers = (frame.f_locals.get("trainer") for frame, _ in traceback.walk_tb(error.__traceback__))
+    trainer = next((each for each in trainers if getattr(each, "fit_loop", None) is not None), None)
+    if trainer is None:
+        return
+    stage = "sanity check" if trainer.sanity_checking else getattr(trainer.state.stage, "value", "setup")
+    at = f"epoch {trainer.current_epoch} (from 0), after {trainer.global_step} steps of the optimizer"
+    error.add_note(f"It failed in {stage}, {at}")
+
+
 def _is_from_jsonargparse(error: BaseException) -> bool:
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return str(frame.f_globals.get("__name__")).startswith("jsonargparse")
