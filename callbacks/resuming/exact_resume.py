@@ -6,8 +6,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torchmetrics import Metric
 
+from eigenscope.adapters.lightning_averaging import make_exact
 from eigenscope.adapters.lightning_names import is_within_epoch, metrics_so_far, restore_metrics, resume_loaders
 from eigenscope.adapters.torchmetrics_names import restore_metric
+from eigenscope.checkpoints import TRAINED
 from eigenscope.random_state import random_state, seed_streams, set_random_state
 
 
@@ -20,6 +22,9 @@ class ExactResume(Callback):
 
     Where in an epoch a run was stopped is the trainer's own count of batches, and loaders that can are told to resume
     there: a sample depends on (seed, epoch, index) alone, so there is no state of workers to keep.
+
+    A callback that averages weights, Lightning's ``StochasticWeightAveraging``, ``WeightAveraging``,
+    ``EMAWeightAveraging`` or a subclass, is made to resume as exactly; there may be one.
     :class:`~eigenscope.callbacks.ResumeCheckpoint` saves between two steps, where all this is exact.
     """
 
@@ -27,6 +32,14 @@ class ExactResume(Callback):
 
     def __init__(self) -> None:
         self._restored: dict[str, Any] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Makes weight averaging exact.
+
+        Raises:
+            ValueError: several callbacks average the weights.
+        """
+        make_exact(trainer, stage)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gives each rank streams of its own, or those it had at the end of an epoch."""
@@ -76,9 +89,11 @@ class ExactResume(Callback):
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keeps what was saved until the fit is under way."""
+        """Keeps what was saved until the fit is under way; takes the weights themselves if averages were loaded."""
         if trainer.state.fn == "fit":
             self._restored = checkpoint.get("random_state")
+            if TRAINED in checkpoint:
+                pl_module.load_state_dict(checkpoint[TRAINED])
 
     def _set_streams(self, trainer: Trainer) -> None:
         if self._restored and self._restored["ranks"]:

@@ -12,7 +12,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from eigenscope.checkpoints import previous_checkpoint, read_checkpoint, write_checkpoint
+from eigenscope.adapters.lightning_averaging import checkpoint_before_averages
+from eigenscope.checkpoints import TRAINED, previous_checkpoint, read_checkpoint, write_checkpoint
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -94,7 +95,10 @@ class ResumeCheckpoint(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the final state."""
         self._hand_back()
-        if trainer.global_step > self._saved_step:
+        before = checkpoint_before_averages(trainer)
+        if before is not None:  # batch norms have been updated for the averages, which are in place now
+            before[TRAINED], before["state_dict"] = before["state_dict"], pl_module.state_dict()
+        if trainer.global_step > self._saved_step or before is not None:
             self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -107,7 +111,12 @@ class ResumeCheckpoint(Checkpoint):
         for logger in trainer.loggers:
             logger.save()
         path = Path(self.dirpath or "") / "last.ckpt"
-        trainer.save_checkpoint(path)
+        before = checkpoint_before_averages(trainer)
+        if before is None:
+            trainer.save_checkpoint(path)
+        else:
+            trainer.strategy.save_checkpoint(before, path)
+            trainer.strategy.barrier("ResumeCheckpoint")
         self._saved_step = trainer.global_step
         return path
 

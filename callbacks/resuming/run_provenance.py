@@ -10,6 +10,7 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
+from eigenscope.adapters.lightning_averaging import is_averaging
 from eigenscope.adapters.lightning_names import callbacks_of
 from eigenscope.callbacks.reporting.run_metadata import RunMetadataCallback, data_fingerprint
 from eigenscope.checkpoints import AFFECTING, CONFIGURATION, DATA, SAVED_AT
@@ -55,8 +56,9 @@ class RunProvenance(SaveConfigCallback):
         """Adds what a resumed run is compared with, and the time."""
         checkpoint[CONFIGURATION] = self._plain
         checkpoint[SAVED_AT] = time.time()
-        callbacks = map(type, trainer.callbacks)  # type: ignore[attr-defined]
-        checkpoint[AFFECTING] = [kind.__name__ for kind in callbacks if getattr(kind, "affects_training", False)]
+        kinds = map(type, callbacks_of(trainer))
+        affecting = [kind for kind in kinds if getattr(kind, "affects_training", is_averaging(kind))]
+        checkpoint[AFFECTING] = [kind.__name__ for kind in affecting]
         if self._data is None:
             self._data = data_fingerprint(trainer)
         checkpoint[DATA] = self._data

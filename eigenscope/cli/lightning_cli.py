@@ -18,7 +18,7 @@ from eigenscope import callbacks, renamed
 from eigenscope.adapters.lightning_names import GivenConfiguration, ignore_moved_checkpoints, quieten
 from eigenscope.callbacks._output import written_folders
 from eigenscope.callbacks.resuming.run_provenance import RunProvenance
-from eigenscope.checkpoints import read_checkpoint
+from eigenscope.checkpoints import averages_in, read_checkpoint
 from eigenscope.cli.compare import compare_main
 from eigenscope.cli.errors.parse_errors import explain_parse_error
 from eigenscope.cli.errors.parser import ExplainingParser, UsageError, loading_present_names
@@ -158,7 +158,7 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
             lines = prepared.lines
         else:
             note = check_network(checkpoint, path, now, _LINKED)
-            lines = (note,) if note else ()
+            lines = tuple(line for line in (note, averages_in(checkpoint)) if line)
             ignore_moved_checkpoints()  # where nothing is saved
         weights = checkpoint["state_dict"].items()
         self._shapes = {name: tuple(weight.shape) for name, weight in weights if isinstance(weight, torch.Tensor)}
