@@ -1,11 +1,22 @@
-"""Every shipped configuration parses, says what it should, and runs two steps."""
+"""Every shipped configuration parses, says what it should, and runs two steps; its module can be copied and pickled."""
 
+import copy
+import io
+import pickle
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset
 
 from eigenscope import cli
+from eigenscope.cli import lightning_cli
 from eigenscope.nn import BatteryArray, BatteryEntry, DeiT, PatchSVAE, save_batteries
 from eigenscope.optim.schedules import SCHEDULES
 
@@ -24,6 +35,47 @@ def resolved(name):
     return cli.resolve(["--config", str(ROOT / "configs" / f"{name}.yaml")])
 
 
+PROGRAM = (ArgumentParser, Callback, DataLoader, LightningCLI, LightningDataModule, LRScheduler, Optimizer, Trainer)
+
+
+def pickled(thing):
+    """Its pickle, and the types of all that is in it."""
+    types = set()
+
+    class Recorder(pickle.Pickler):
+        def persistent_id(self, part):
+            types.add(type(part))
+
+    file = io.BytesIO()
+    Recorder(file).dump(thing)
+    return file.getvalue(), types
+
+
+def assert_holds_no_program(module, loader, images):
+    """A copy is as large as the weights and computes the same; what loader processes get holds nothing but the data."""
+    data, types = pickled(module)
+    assert [kind for kind in types if issubclass(kind, (*PROGRAM, Dataset))] == []
+    assert len(data) < sum(part.nbytes for part in (*module.parameters(), *module.buffers())) + 300_000
+    results = []
+    for each in (module, copy.deepcopy(module), pickle.loads(data)):
+        assert len(pickled(each)[0]) < len(data) + 1_000
+        torch.manual_seed(0)
+        results.append(torch.utils._pytree.tree_leaves(each.eval()(images)))
+    module.train()
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=0, atol=0, equal_nan=True)
+    _, types = pickled((loader.dataset, loader.collate_fn, loader.worker_init_fn))
+    assert [kind for kind in types if issubclass(kind, (*PROGRAM, LightningModule))] == []
+
+
+class Copies(Callback):
+    """Looks in a step, attached to the trainer and with what its callbacks have added."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        with torch.no_grad():
+            assert_holds_no_program(pl_module, trainer.train_dataloader, batch[0])
+
+
 def run_two_steps(path, make_tree, *overlays):
     args = ["fit", "--config", str(path), *(part for overlay in overlays for part in ("--config", str(overlay)))]
     args += ["--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
@@ -40,7 +92,19 @@ def run_two_steps(path, make_tree, *overlays):
         entries = [BatteryEntry((k,), 5, {}) for k in range(2)]
         save_batteries(Path("batteries.safetensors"), BatteryArray(2, hidden=8), entries)
         args += ["--model.init_args.net.init_args.container=batteries.safetensors"]
-    return cli.main(args)
+    make = lightning_cli.EigenscopeCLI.instantiate_trainer
+
+    def with_copies(self, **options):
+        trainer = make(self, **options)
+        trainer.callbacks.insert(0, Copies())
+        return trainer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lightning_cli.EigenscopeCLI, "instantiate_trainer", with_copies)
+        run = cli.main(args)
+    with torch.no_grad():
+        assert_holds_no_program(run.model, run.trainer.train_dataloader, next(iter(run.trainer.train_dataloader))[0])
+    return run
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)

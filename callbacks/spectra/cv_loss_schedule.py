@@ -237,7 +237,7 @@ class CVLossSchedule(Callback):
 
 
 class _Term:
-    """The loss transform of a run, which holds its trainer; that of a copied or pickled module leaves the loss alone."""
+    """The loss transform of a run, which holds its trainer; in a copied or pickled module it leaves the loss alone."""
 
     def __init__(self, apply: LossTransform | None = None) -> None:
         self._apply = apply
