@@ -121,6 +121,9 @@ class _ExactAverage(WeightAveraging):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._average_model is not None
         self._average_model.__class__ = _Averages
+        if any(getattr(saver, "save_weights_only", False) for saver in trainer.checkpoint_callbacks):
+            name = type(self).__name__
+            pl_module.print(f"save_weights_only saves the trained weights; validated are the averages of {name}.")
         super().on_fit_start(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
