@@ -237,11 +237,14 @@ def test_a_skipped_step(kind, tmp_path):
     assert unequal(whole, fit(tmp_path / "stopped", make(kind), resume=last, callbacks=[FiniteGuard("skip")])) == []
 
 
-def test_a_run_that_max_steps_ended_goes_on(tmp_path):
-    for kind in KINDS:
-        whole = fit(tmp_path / kind / "whole", make(kind))
-        *_, last = fit(tmp_path / kind / "done", make(kind), max_steps=2 * STEPS)
-        assert unequal(whole, fit(tmp_path / kind / "done", make(kind), resume=last)) == []
+@pytest.mark.parametrize("kind", [None, *KINDS])
+@pytest.mark.parametrize("step", [STEPS - 1, 2 * STEPS, 2 * STEPS + 2])
+def test_a_run_that_max_steps_ended_goes_on(kind, step, tmp_path):
+    """At the end of an epoch and within one, before and after the average begins."""
+    whole = fit(tmp_path / "whole", kind and make(kind))
+    *_, last = fit(tmp_path / "done", kind and make(kind), max_steps=step)
+    assert read_checkpoint(last)["global_step"] == step
+    assert unequal(whole, fit(tmp_path / "done", kind and make(kind), resume=last)) == []
 
 
 def test_a_finished_run_that_is_resumed_has_its_averages(tmp_path):

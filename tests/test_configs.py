@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.cli import LightningCLI
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 
 from eigenscope import cli
@@ -51,29 +52,35 @@ def pickled(thing):
     return file.getvalue(), types
 
 
-def assert_holds_no_program(module, loader, images):
-    """A copy is as large as the weights and computes the same; what loader processes get holds nothing but the data."""
+def assert_holds_no_program(module, *more):
+    """As large as its weights. ``more`` is what loader processes get, which is nothing but the data."""
     data, types = pickled(module)
     assert [kind for kind in types if issubclass(kind, (*PROGRAM, Dataset))] == []
     assert len(data) < sum(part.nbytes for part in (*module.parameters(), *module.buffers())) + 300_000
-    results = []
-    for each in (module, copy.deepcopy(module), pickle.loads(data)):
-        assert len(pickled(each)[0]) < len(data) + 1_000
-        torch.manual_seed(0)
-        results.append(torch.utils._pytree.tree_leaves(each.eval()(images)))
-    module.train()
-    for result in results[1:]:
-        torch.testing.assert_close(result, results[0], rtol=0, atol=0, equal_nan=True)
-    _, types = pickled((loader.dataset, loader.collate_fn, loader.worker_init_fn))
-    assert [kind for kind in types if issubclass(kind, (*PROGRAM, LightningModule))] == []
+    assert [kind for kind in pickled(more)[1] if issubclass(kind, (*PROGRAM, LightningModule))] == []
+    return data
 
 
 class Copies(Callback):
-    """Looks in a step, attached to the trainer and with what its callbacks have added."""
+    """Copies the module in a step, attached to the trainer and with what callbacks have added; looks at the end too."""
 
+    @torch.no_grad()
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        with torch.no_grad():
-            assert_holds_no_program(pl_module, trainer.train_dataloader, batch[0])
+        if batch_idx > 0:
+            return
+        loader = trainer.train_dataloader
+        data = assert_holds_no_program(pl_module, loader.dataset, loader.collate_fn, loader.worker_init_fn)
+        results = []
+        for each in (pl_module, copy.deepcopy(pl_module), pickle.loads(data)):
+            torch.manual_seed(0)
+            results.append(tree_leaves(each.eval()(batch[0])))
+        pl_module.train()
+        for result in results[1:]:
+            torch.testing.assert_close(result, results[0], rtol=0, atol=0, equal_nan=True)
+
+    def on_fit_end(self, trainer, pl_module):
+        assert_holds_no_program(pl_module)
+        assert_holds_no_program(copy.deepcopy(pl_module))
 
 
 def run_two_steps(path, make_tree, *overlays):
@@ -102,8 +109,6 @@ def run_two_steps(path, make_tree, *overlays):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lightning_cli.EigenscopeCLI, "instantiate_trainer", with_copies)
         run = cli.main(args)
-    with torch.no_grad():
-        assert_holds_no_program(run.model, run.trainer.train_dataloader, next(iter(run.trainer.train_dataloader))[0])
     return run
 
 

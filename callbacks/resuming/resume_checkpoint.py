@@ -12,7 +12,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from eigenscope.adapters.lightning_averaging import checkpoint_before_averages
+from eigenscope.adapters.lightning_averaging import checkpoint_before_averages, has_replaced_weights
+from eigenscope.adapters.lightning_names import checkpoint_of_next_batch
 from eigenscope.checkpoints import TRAINED, previous_checkpoint, read_checkpoint, write_checkpoint
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -59,6 +60,7 @@ class ResumeCheckpoint(Checkpoint):
         self.dirpath: str | None = None
         self._saved_step = 0
         self._signal: int | None = None
+        self._last: dict[str, Any] | None = None  # what to save at the end in place of the state there
         self._handlers: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -73,7 +75,7 @@ class ResumeCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replaces Lightning's signal handlers, which would interrupt a step."""
-        self._saved_step, self._signal = trainer.global_step, None
+        self._saved_step, self._signal, self._last = trainer.global_step, None, None
         if threading.current_thread() is threading.main_thread():
             heeded = [number for number in _STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
             self._handlers = {number: signal.signal(number, self._note) for number in heeded}
@@ -92,13 +94,21 @@ class ResumeCheckpoint(Checkpoint):
             where = f"to resume: --ckpt_path {path}" if path else "a fast_dev_run saves no checkpoint"
             raise TrainingInterrupted(f"{name} ended the run after step {step}; {where}", signum)
 
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keeps the state of a run that ``max_steps`` ends within an epoch, which then ends as if it were whole."""
+        if trainer.global_step == trainer.max_steps and not trainer.is_last_batch:
+            self._last = checkpoint_of_next_batch(trainer)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the final state."""
         self._hand_back()
-        before = checkpoint_before_averages(trainer)
-        if before is not None:  # batch norms have been updated for the averages, which are in place now
-            before[TRAINED], before["state_dict"] = before["state_dict"], pl_module.state_dict()
-        if trainer.global_step > self._saved_step or before is not None:
+        self._last = checkpoint_before_averages(trainer) or self._last
+        if self._last is not None and has_replaced_weights(trainer):
+            self._last.setdefault(TRAINED, self._last["state_dict"])
+            self._last["state_dict"] = pl_module.state_dict()
+        if trainer.global_step > self._saved_step or self._last is not None:
             self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -111,7 +121,7 @@ class ResumeCheckpoint(Checkpoint):
         for logger in trainer.loggers:
             logger.save()
         path = Path(self.dirpath or "") / "last.ckpt"
-        before = checkpoint_before_averages(trainer)
+        before = self._last or checkpoint_before_averages(trainer)
         if before is None:
             trainer.save_checkpoint(path)
         else:

@@ -4,7 +4,6 @@
 the private names that this takes, they stay as they are, and stderr says so.
 """
 
-import io
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, cast
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.optim.swa_utils import SWALR, AveragedModel
 
 from eigenscope.adapters import Library, MissingNameError, report_fallback
-from eigenscope.adapters.lightning_names import callbacks_of, is_within_epoch
+from eigenscope.adapters.lightning_names import callbacks_of, checkpoint_in_memory, is_within_epoch
 from eigenscope.checkpoints import TRAINED
 
 _LIGHTNING = Library("lightning")
@@ -65,6 +64,11 @@ def checkpoint_before_averages(trainer: Trainer) -> dict[str, Any] | None:
         if isinstance(callback, _ExactSWA) and callback.before is not None:
             return callback.before
     return None
+
+
+def has_replaced_weights(trainer: Trainer) -> bool:
+    """Whether averages are in the place of the weights that were trained, as the training ends."""
+    return any(getattr(each, "trained", None) is not None for each in callbacks_of(trainer) if is_averaging(type(each)))
 
 
 def _join(callback: Callback, mixin: type) -> None:
@@ -311,17 +315,9 @@ def _as_if_ended(trainer: Trainer) -> dict[str, Any] | None:
     """
     progress = trainer.fit_loop.epoch_progress
     counts = (progress.total, progress.current)
-    try:
-        make = _LIGHTNING.get(_LIGHTNING.get(trainer, "_checkpoint_connector"), "dump_checkpoint")
-    except MissingNameError as missing:
-        report_fallback("a run that updates batch norms at its end cannot be extended exactly", missing)
-        return None
     for count in counts:
         count.ready -= 1
-    file = io.BytesIO()
-    torch.save(make(), file)
+    found = checkpoint_in_memory(trainer)
     for count in counts:
         count.ready += 1
-    file.seek(0)
-    found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     return found
