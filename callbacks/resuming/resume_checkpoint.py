@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from eigenscope.adapters.lightning_averaging import checkpoint_before_averages, has_replaced_weights
-from eigenscope.adapters.lightning_names import checkpoint_of_next_batch
+from eigenscope.adapters.lightning_checkpoints import checkpoint_of_next_batch
 from eigenscope.checkpoints import TRAINED, previous_checkpoint, read_checkpoint, write_checkpoint
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.optim.swa_utils import SWALR, AveragedModel
 
 from eigenscope.adapters import Library, MissingNameError, report_fallback
-from eigenscope.adapters.lightning_names import callbacks_of, checkpoint_in_memory, is_within_epoch
+from eigenscope.adapters.lightning_checkpoints import checkpoint_in_memory
+from eigenscope.adapters.lightning_names import callbacks_of, is_within_epoch
 from eigenscope.checkpoints import TRAINED
 
 _LIGHTNING = Library("lightning")

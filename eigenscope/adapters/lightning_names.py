@@ -1,12 +1,10 @@
 """Lightning's private names, and public ones that are not documented: loops, logged values, messages."""
 
-import io
 import logging
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -96,47 +94,6 @@ def is_within_epoch(trainer: Trainer) -> bool:
     except MissingNameError as missing:
         report_fallback(_OWN_RESUME, missing)
         return False
-
-
-def checkpoint_in_memory(trainer: Trainer) -> dict[str, Any] | None:
-    """What ``trainer.save_checkpoint`` would write, on the CPU; None, and a note, where Lightning has no such name.
-
-    All ranks take part.
-    """
-    try:
-        make = _LIGHTNING.get(_LIGHTNING.get(trainer, "_checkpoint_connector"), "dump_checkpoint")
-    except MissingNameError as missing:
-        report_fallback("a run that ended within an epoch, or updated batch norms, is not extended exactly", missing)
-        return None
-    file = io.BytesIO()
-    torch.save(make(), file)
-    file.seek(0)
-    found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    return found
-
-
-def checkpoint_of_next_batch(trainer: Trainer) -> dict[str, Any] | None:
-    """At the end of a batch that is not the last: the checkpoint that would be saved as the next one starts.
-
-    Returns:
-        None, and a note on stderr, where Lightning has no such name.
-    """
-    loop = trainer.fit_loop.epoch_loop
-    try:
-        batches = _LIGHTNING.get(loop, "batch_progress")
-        stepped = _LIGHTNING.get(loop, "_batches_that_stepped")
-    except MissingNameError as missing:
-        report_fallback(_OWN_RESUME, missing)
-        return None
-    counts = (batches.total, batches.current)
-    for count in counts:
-        count.completed, count.ready = count.completed + 1, count.ready + 1
-    loop._batches_that_stepped = stepped + 1
-    found = checkpoint_in_memory(trainer)
-    loop._batches_that_stepped = stepped
-    for count in counts:
-        count.completed, count.ready = count.completed - 1, count.ready - 1
-    return found
 
 
 def metrics_so_far(trainer: Trainer) -> dict[str, dict[str, Any]]:
