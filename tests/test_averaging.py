@@ -143,6 +143,7 @@ def fit(folder, average, *, epochs=EPOCHS, stop=None, resume=None, norm=False, o
 def unequal(one, other):
     """What two runs end with otherwise: all of their checkpoints, and the weights in memory."""
     found = differences(read_checkpoint(one[2]), read_checkpoint(other[2]))
+    found = [line for line in found if ".val_loop.batch_progress" not in line]  # of which a resumed run counts others
     found += differences(dict(one[1].state_dict()), dict(other[1].state_dict()), "in memory")
     return found + differences(dict(one[0].callback_metrics), dict(other[0].callback_metrics), "metrics")
 

@@ -29,6 +29,7 @@ class _ExactSWA(StochasticWeightAveraging):
     names = (
         *("_average_model", "_scheduler_state", "_initialized", "_init_n_averaged", "_swa_scheduler", "_swa_lrs"),
         *("_swa_epoch_start", "_annealing_epochs", "_annealing_strategy", "_device"),
+        "_model_contains_batch_norm",
     )
     key: str
     trained: dict[str, Tensor] | None = None
@@ -50,6 +51,8 @@ class _ExactSWA(StochasticWeightAveraging):
         """Keeps what was asked for, which Lightning overwrites by the epoch that it is."""
         self._asked = self._swa_epoch_start
         super().on_fit_start(trainer, pl_module)
+        if self._model_contains_batch_norm and self.swa_start > self.swa_end:  # no average, no pass for it
+            trainer.fit_loop.max_epochs = self._max_epochs
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Continues the average of a checkpoint.
