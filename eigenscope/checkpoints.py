@@ -17,6 +17,8 @@ from eigenscope.files import replace_atomically
 #: names of the classes of callbacks that affect its training; the folder of its run, and what its loggers have begun.
 CONFIGURATION, DATA, SAVED_AT, AFFECTING = "configuration", "data", "saved_at", "affecting_callbacks"
 RUN_FOLDER, LOGGERS = "run_folder", "loggers"
+#: Under what a checkpoint keeps the weights that training goes on with, if those of ``state_dict`` are their averages.
+TRAINED = "current_model_state"
 
 
 def previous_checkpoint(path: Path) -> Path:
@@ -92,6 +94,14 @@ def _keep(path: Path) -> None:
             os.link(path, other)
         except OSError:
             os.replace(path, other)
+
+
+def averages_in(checkpoint: Mapping[str, Any]) -> str | None:
+    """What to say of a checkpoint whose ``state_dict`` holds averages of the weights; None of any other."""
+    begun = checkpoint.get("averaging_state", {}).get("n_averaged", 1)
+    if TRAINED not in checkpoint or not begun:
+        return None
+    return f"The checkpoint's weights are their averages; those that training goes on with are under {TRAINED}."
 
 
 class _DamagedError(Exception):

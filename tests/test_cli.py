@@ -1,6 +1,8 @@
 import contextlib
+import copy
 import json
 import os
+import pickle
 import re
 import shlex
 import signal
@@ -110,6 +112,7 @@ def test_a_checkpoint_rebuilds_its_model_and_evaluates_the_same(tmp_path, capsys
     assert set(torch.load(best, weights_only=True)) >= {"state_dict", "hyper_parameters"}
     loaded = ImageClassificationModule.load_from_checkpoint(best, weights_only=True)
     assert loaded.net.taps.config.layers == (1, 2)
+    assert pickle.loads(pickle.dumps(loaded)).hparams == copy.deepcopy(loaded).hparams == loaded.hparams
     config = str(Path(run.trainer.log_dir) / "config.yaml")
     evaluated = cli.main(["test", "--config", config, "--ckpt_path", str(best)])
     accuracy = float(evaluated.trainer.callback_metrics["test/acc"])

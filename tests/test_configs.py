@@ -1,11 +1,23 @@
-"""Every shipped configuration parses, says what it should, and runs two steps."""
+"""Every shipped configuration parses, says what it should, and runs two steps; its module can be copied and pickled."""
 
+import copy
+import io
+import pickle
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, Dataset
 
 from eigenscope import cli
+from eigenscope.cli import lightning_cli
 from eigenscope.nn import BatteryArray, BatteryEntry, DeiT, PatchSVAE, save_batteries
 from eigenscope.optim.schedules import SCHEDULES
 
@@ -24,6 +36,53 @@ def resolved(name):
     return cli.resolve(["--config", str(ROOT / "configs" / f"{name}.yaml")])
 
 
+PROGRAM = (ArgumentParser, Callback, DataLoader, LightningCLI, LightningDataModule, LRScheduler, Optimizer, Trainer)
+
+
+def pickled(thing):
+    """Its pickle, and the types of all that is in it."""
+    types = set()
+
+    class Recorder(pickle.Pickler):
+        def persistent_id(self, part):
+            types.add(type(part))
+
+    file = io.BytesIO()
+    Recorder(file).dump(thing)
+    return file.getvalue(), types
+
+
+def assert_holds_no_program(module, *more):
+    """As large as its weights. ``more`` is what loader processes get, which is nothing but the data."""
+    data, types = pickled(module)
+    assert [kind for kind in types if issubclass(kind, (*PROGRAM, Dataset))] == []
+    assert len(data) < sum(part.nbytes for part in (*module.parameters(), *module.buffers())) + 300_000
+    assert [kind for kind in pickled(more)[1] if issubclass(kind, (*PROGRAM, LightningModule))] == []
+    return data
+
+
+class Copies(Callback):
+    """Copies the module in a step, attached to the trainer and with what callbacks have added; looks at the end too."""
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx > 0:
+            return
+        loader = trainer.train_dataloader
+        data = assert_holds_no_program(pl_module, loader.dataset, loader.collate_fn, loader.worker_init_fn)
+        results = []
+        for each in (pl_module, copy.deepcopy(pl_module), pickle.loads(data)):
+            torch.manual_seed(0)
+            results.append(tree_leaves(each.eval()(batch[0])))
+        pl_module.train()
+        for result in results[1:]:
+            torch.testing.assert_close(result, results[0], rtol=0, atol=0, equal_nan=True)
+
+    def on_fit_end(self, trainer, pl_module):
+        assert_holds_no_program(pl_module)
+        assert_holds_no_program(copy.deepcopy(pl_module))
+
+
 def run_two_steps(path, make_tree, *overlays):
     args = ["fit", "--config", str(path), *(part for overlay in overlays for part in ("--config", str(overlay)))]
     args += ["--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
@@ -40,7 +99,17 @@ def run_two_steps(path, make_tree, *overlays):
         entries = [BatteryEntry((k,), 5, {}) for k in range(2)]
         save_batteries(Path("batteries.safetensors"), BatteryArray(2, hidden=8), entries)
         args += ["--model.init_args.net.init_args.container=batteries.safetensors"]
-    return cli.main(args)
+    make = lightning_cli.EigenscopeCLI.instantiate_trainer
+
+    def with_copies(self, **options):
+        trainer = make(self, **options)
+        trainer.callbacks.insert(0, Copies())
+        return trainer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lightning_cli.EigenscopeCLI, "instantiate_trainer", with_copies)
+        run = cli.main(args)
+    return run
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)

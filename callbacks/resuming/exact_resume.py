@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torchmetrics import Metric
 
+from eigenscope.adapters.lightning_averaging import make_exact
 from eigenscope.adapters.lightning_names import (
     VALIDATION_PROGRESS,
     is_within_epoch,
@@ -17,6 +18,7 @@ from eigenscope.adapters.lightning_names import (
     validation_progress,
 )
 from eigenscope.adapters.torchmetrics_names import restore_metric
+from eigenscope.checkpoints import TRAINED
 from eigenscope.random_state import random_state, seed_streams, set_random_state
 
 
@@ -31,6 +33,9 @@ class ExactResume(Callback):
     there: a sample depends on (seed, epoch, index) alone, so there is no state of workers to keep.
     :class:`~eigenscope.callbacks.ResumeCheckpoint` saves between two steps, where all this is exact. A checkpoint
     that is saved within a validation is of its start: the resumed run begins that validation again.
+
+    A callback that averages weights, Lightning's ``StochasticWeightAveraging``, ``WeightAveraging``,
+    ``EMAWeightAveraging`` or a subclass, is made to resume as exactly; there may be one.
     """
 
     affects_training = False
@@ -38,6 +43,14 @@ class ExactResume(Callback):
     def __init__(self) -> None:
         self._restored: dict[str, Any] | None = None
         self._validation: dict[str, Any] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Makes weight averaging exact.
+
+        Raises:
+            ValueError: several callbacks average the weights.
+        """
+        make_exact(trainer, stage)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gives each rank streams of its own, or those it had at the end of an epoch."""
@@ -126,9 +139,11 @@ class ExactResume(Callback):
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keeps what was saved until the fit is under way."""
+        """Keeps what was saved until the fit is under way; takes the weights themselves if averages were loaded."""
         if trainer.state.fn == "fit":
             self._restored = checkpoint.get("random_state")
+            if TRAINED in checkpoint:
+                pl_module.load_state_dict(checkpoint[TRAINED])
 
     def _set_streams(self, trainer: Trainer) -> None:
         if self._restored and self._restored["ranks"]:

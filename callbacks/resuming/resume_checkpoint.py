@@ -9,9 +9,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.plugins.io import CheckpointIO
 
+from eigenscope.adapters.lightning_averaging import checkpoint_before_averages, has_replaced_weights
+from eigenscope.adapters.lightning_checkpoints import checkpoint_of_next_batch
 from eigenscope.adapters.lightning_names import callbacks_of, keep_signals
 from eigenscope.callbacks._output import checkpoint_folder
-from eigenscope.checkpoints import previous_checkpoint, read_checkpoint, write_checkpoint
+from eigenscope.checkpoints import TRAINED, previous_checkpoint, read_checkpoint, write_checkpoint
 from eigenscope.loader_processes import guard_loader_processes
 from eigenscope.stop_signals import StopRequested, stop_signals
 
@@ -63,6 +65,7 @@ class ResumeCheckpoint(Checkpoint):
         self.dirpath: str | None = None
         self._saved_step = 0
         self._common_batches = 0.0
+        self._last: dict[str, Any] | None = None  # what to save at the end in place of the state there
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Agrees on the folder: that of the other checkpoints, else ``checkpoints`` in the run's; notes signals."""
@@ -75,7 +78,7 @@ class ResumeCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes which step is saved already."""
-        self._saved_step = trainer.global_step
+        self._saved_step, self._last = trainer.global_step, None
         stop_signals.defer()  # again, if Lightning has installed its own handlers nevertheless
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -109,7 +112,8 @@ class ResumeCheckpoint(Checkpoint):
         if signum:
             for callback in callbacks_of(trainer):
                 if isinstance(callback, WeightAveraging):
-                    callback.on_validation_epoch_end(trainer, pl_module)  # which puts the weights back
+                    callback.on_validation_epoch_end(trainer, pl_module)  # one of the two puts the weights back
+                    callback.on_validation_end(trainer, pl_module)
             self._stop(trainer, signum)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -117,9 +121,20 @@ class ResumeCheckpoint(Checkpoint):
         if not trainer.sanity_checking:
             self._saved_step = -1
 
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keeps the state of a run that ``max_steps`` ends within an epoch, which then ends as if it were whole."""
+        if trainer.global_step == trainer.max_steps and not trainer.is_last_batch:
+            self._last = checkpoint_of_next_batch(trainer)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the final state."""
-        if trainer.global_step > self._saved_step:
+        self._last = checkpoint_before_averages(trainer) or self._last
+        if self._last is not None and has_replaced_weights(trainer):
+            self._last.setdefault(TRAINED, self._last["state_dict"])
+            self._last["state_dict"] = pl_module.state_dict()
+        if trainer.global_step > self._saved_step or self._last is not None:
             self._save(trainer)
         signum = _agreed_signal(trainer)
         stop_signals.received = signal.Signals(signum) if signum else None
@@ -146,7 +161,12 @@ class ResumeCheckpoint(Checkpoint):
         for logger in trainer.loggers:
             logger.save()
         path = Path(self.dirpath or "") / "last.ckpt"
-        trainer.save_checkpoint(path)
+        before = self._last or checkpoint_before_averages(trainer)
+        if before is None:
+            trainer.save_checkpoint(path)
+        else:
+            trainer.strategy.save_checkpoint(before, path)
+            trainer.strategy.barrier("ResumeCheckpoint")
         self._saved_step = trainer.global_step
         return path
 

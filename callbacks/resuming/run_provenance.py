@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from eigenscope.adapters.lightning_averaging import is_averaging
 from eigenscope.adapters.lightning_names import callbacks_of
 from eigenscope.callbacks._output import run_folder
 from eigenscope.callbacks.reporting.run_metadata import RunMetadataCallback, data_fingerprint
@@ -58,8 +59,9 @@ class RunProvenance(SaveConfigCallback):
         checkpoint[SAVED_AT] = time.time()
         if (folder := run_folder(trainer)) is not None:
             checkpoint[RUN_FOLDER], checkpoint[LOGGERS] = str(folder), logger_states(trainer)
-        callbacks = map(type, trainer.callbacks)  # type: ignore[attr-defined]
-        checkpoint[AFFECTING] = [kind.__name__ for kind in callbacks if getattr(kind, "affects_training", False)]
+        kinds = map(type, callbacks_of(trainer))
+        affecting = [kind for kind in kinds if getattr(kind, "affects_training", is_averaging(kind))]
+        checkpoint[AFFECTING] = [kind.__name__ for kind in affecting]
         if self._data is None:
             self._data = data_fingerprint(trainer)
         checkpoint[DATA] = self._data

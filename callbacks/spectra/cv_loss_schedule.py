@@ -111,7 +111,7 @@ class CVLossSchedule(Callback):
             if name in self._point_sets:
                 self._point_sets[name].cv, self._point_sets[name].ema = values["cv"], values["ema"]
         self._restored = {}
-        self._loss_transform = partial(self._apply, trainer)
+        self._loss_transform = _Term(partial(self._apply, trainer))
         cast(HasPointSets, pl_module).loss_transforms.append(self._loss_transform)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -234,6 +234,19 @@ class CVLossSchedule(Callback):
             "ema": point_set.ema,
             "proximity": proximity(point_set.cv, point_set.target),
         }
+
+
+class _Term:
+    """The loss transform of a run, which holds its trainer; in a copied or pickled module it leaves the loss alone."""
+
+    def __init__(self, apply: LossTransform | None = None) -> None:
+        self._apply = apply
+
+    def __call__(self, loss: Tensor, point_sets: PointSets) -> Tensor:
+        return loss if self._apply is None else self._apply(loss, point_sets)
+
+    def __reduce__(self) -> tuple[type["_Term"], tuple[()]]:
+        return _Term, ()
 
 
 def _some(points: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -3,10 +3,11 @@
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from eigenscope.adapters import Library, MissingNameError, report_fallback
 
@@ -188,3 +189,25 @@ def subclass_paths(kind: type) -> list[str]:
     """
     paths: list[str] = _JSONARGPARSE.get(_TYPES, "get_all_subclass_paths")(kind)
     return paths
+
+
+def without_parser(value: Any) -> Any:
+    """What a parser has instantiated, with plain partials of classes in place of those that hold the parser.
+
+    For an argument that is a callable which makes an object, such as an optimizer, jsonargparse makes a partial of its
+    own instantiation, which holds the parser and through it the program: nothing with such an attribute could be copied
+    or pickled. ``functools.partial(cls, **init_args)`` makes the same object.
+
+    Args:
+        value: anything; lists, tuples, dictionaries and namespaces are looked through.
+    """
+    if isinstance(value, partial) and value.args and getattr(value.func, "__module__", "").startswith("jsonargparse."):
+        return partial(value.args[-1], **{name: without_parser(part) for name, part in value.keywords.items()})
+    if isinstance(value, Namespace):
+        for name, part in vars(value).items():
+            setattr(value, name, without_parser(part))
+    elif type(value) is dict:
+        return {name: without_parser(part) for name, part in value.items()}
+    elif type(value) in (list, tuple):
+        return type(value)(without_parser(part) for part in value)
+    return value

@@ -280,6 +280,7 @@ def quieten() -> None:
     ):
         logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_for_people)
     logging.getLogger().addFilter(_is_for_people)
+    warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback with a model that overrides")
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
 
 

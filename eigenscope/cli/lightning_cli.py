@@ -29,7 +29,7 @@ from eigenscope.adapters.lightning_names import (
 )
 from eigenscope.callbacks._output import written_folders
 from eigenscope.callbacks.resuming.run_provenance import RunProvenance
-from eigenscope.checkpoints import read_checkpoint
+from eigenscope.checkpoints import averages_in, read_checkpoint
 from eigenscope.cli.compare import compare_main
 from eigenscope.cli.compare_options import compare_parser
 from eigenscope.cli.completion import OPTION, SHELLS, completion_script
@@ -231,7 +231,7 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         else:
             self._evaluation = Evaluation(str(self.subcommand), path, checkpoint)
             note = check_network(checkpoint, path, now, _LINKED)
-            lines = (note,) if note else ()
+            lines = tuple(line for line in (note, averages_in(checkpoint)) if line)
             ignore_moved_checkpoints()  # where nothing is saved
         weights = checkpoint["state_dict"].items()
         self._shapes = {name: tuple(weight.shape) for name, weight in weights if isinstance(weight, torch.Tensor)}

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
 
 from eigenscope import renamed
 from eigenscope.adapters import MissingNameError, report_fallback
-from eigenscope.adapters.jsonargparse_names import option_groups
+from eigenscope.adapters.jsonargparse_names import option_groups, without_parser
 from eigenscope.cli.errors.class_names import argument_annotation, argument_default, class_at
 from eigenscope.cli.errors.type_descriptions import branches
 
@@ -64,6 +64,11 @@ class ExplainingParser(ArgumentParser):
             null = NullError(*found)
             self.error(str(null), null)
         return config
+
+    def instantiate(self, *args: Any, **kwargs: Any) -> Namespace:
+        """Makes the objects of a configuration; callables among their arguments do not hold the parser."""
+        made: Namespace = without_parser(super().instantiate(*args, **kwargs))
+        return made
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Explains an error, unless this is the parser of a nested class: then the outermost will.

@@ -1,12 +1,15 @@
 """Callbacks of a configuration that affect training, by the attribute ``affects_training`` of their classes.
 
 A callback whose class says ``affects_training = True`` takes part in training: a resumed run must have it, with the
-same arguments. Any other may come, go and change; one whose class does not say is no exception.
+same arguments, and so do Lightning's callbacks that average weights. Any other may come, go and change; one whose class
+does not say is no exception.
 """
 
 import sys
 from collections.abc import Collection, Mapping
 from typing import Any
+
+from eigenscope.adapters.lightning_averaging import is_averaging
 
 
 def named_callbacks(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -46,7 +49,10 @@ def affecting_class_paths(
 
 def affects_training(class_path: str) -> bool | None:
     """What a callback's class says of itself; None if it says nothing, or is not loaded."""
-    said = getattr(loaded_class(class_path), "affects_training", None)
+    kind = loaded_class(class_path)
+    said = getattr(kind, "affects_training", None)
+    if said is None and kind is not None and is_averaging(kind):
+        return True
     return said if isinstance(said, bool) else None
 
 
