@@ -76,4 +76,6 @@ class CIFAR100DataModule(ImagesDataModule):
         if self.source == "folder":
             return read_class_folders(self.root, split, self.cache_dir)
         data = CIFAR100(self.root, train=split == "train")
-        return LabelledImages(torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets))
+        return LabelledImages(
+            torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets, dtype=torch.int64)
+        )

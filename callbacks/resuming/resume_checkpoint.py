@@ -121,7 +121,8 @@ class ResumeCheckpoint(Checkpoint):
         mine = self._signal or 0
         if trainer.world_size == 1:
             return mine
-        highest: Any = trainer.strategy.reduce(torch.tensor(mine, device=trainer.strategy.root_device), reduce_op="max")
+        signals = torch.tensor(mine, dtype=torch.int64, device=trainer.strategy.root_device)
+        highest: Any = trainer.strategy.reduce(signals, reduce_op="max")
         return int(highest)
 
     def _hand_back(self) -> None:

@@ -65,7 +65,8 @@ def read_class_folders(root: Path, split: str, cache_dir: Path) -> LabelledImage
         print(f"the cache {cache} is damaged or cut short ({damage}): decoding the images again", flush=True)
         cache.unlink()
     if not cache.exists():
-        labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(found) for found in files]))
+        counts = torch.tensor([len(found) for found in files], dtype=torch.int64)
+        labels = torch.arange(len(names)).repeat_interleave(counts)
         decoded = {"images": _decode(paths), "labels": labels}
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ def effective_rank(S: Tensor) -> Tensor:
 def spread_matrices(points: Tensor, count: int) -> Tensor:
     """At most ``count`` of the matrices (..., V, D), evenly spaced over the leading dimensions, (N, V, D)."""
     matrices = points.reshape(-1, *points.shape[-2:])
-    places = torch.linspace(0, len(matrices) - 1, min(len(matrices), count)).round().long()
+    places = torch.linspace(0, len(matrices) - 1, min(len(matrices), count), dtype=torch.float32).round().long()
     return matrices[places.to(points.device)]
 
 

@@ -68,8 +68,8 @@ def _coloured(streams: Streams, height: int, width: int, exponent: int) -> Tenso
     A field of one pixel has no frequency but 0 and is 0.
     """
     columns = width // 2 + 1
-    rows_f = torch.fft.fftfreq(height, 1 / height, device=streams.device)
-    columns_f = torch.arange(columns, device=streams.device)
+    rows_f = torch.fft.fftfreq(height, 1 / height, dtype=torch.float32, device=streams.device)
+    columns_f = torch.arange(columns, dtype=torch.float32, device=streams.device)
     amplitude = (rows_f[:, None].square() + columns_f.square()).pow_(-exponent / 2)
     amplitude[0, 0] = 0  # the mean
     # The inverse transform keeps the Hermitian part of the first and the Nyquist column only, half their power.
@@ -130,7 +130,7 @@ def _block(streams: Streams, parameters: Tensor, size: int) -> Tensor:
 
 def _gradient(streams: Streams, parameters: Tensor, size: int) -> Tensor:
     angle = parameters * (2 * math.pi)
-    x = torch.linspace(-2, 2, size, device=angle.device)
+    x = torch.linspace(-2, 2, size, dtype=torch.float32, device=angle.device)
     ramp = (x * angle.cos())[:, None, :] + (x * angle.sin())[:, :, None]
     return _gaussian(streams, parameters, size).mul_(0.5).add_(ramp[:, None])
 
@@ -152,7 +152,7 @@ def _mixed(streams: Streams, parameters: Tensor, size: int) -> Tensor:
 
 def _structural(streams: Streams, _: Tensor, size: int) -> Tensor:
     top, bottom = size // 2, size - size // 2
-    images = torch.empty((len(streams), 3, size, size), device=streams.device)
+    images = torch.empty((len(streams), 3, size, size), dtype=torch.float32, device=streams.device)
     images[:, :, :top, :top] = _images(streams.normal(3 * top**2), top)
     images[:, :, :top, top:] = streams.symmetric(3 * top * bottom).reshape(-1, 3, top, bottom)
     images[:, :, top:, :top] = _coloured(streams, bottom, top, 1).mul_(0.5)

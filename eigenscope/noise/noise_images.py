@@ -68,9 +68,9 @@ def draw_noise(
     invalid = types[(types < 0) | (types >= len(NOISE_DISTRIBUTIONS))].tolist()
     if invalid:
         raise ValueError(f"types holds {invalid[0]}; all must be in 0 to {len(NOISE_DISTRIBUTIONS) - 1}")
-    epochs = torch.as_tensor(epoch, device=samples.device).view(-1)
+    epochs = torch.as_tensor(epoch, dtype=torch.int64, device=samples.device).view(-1)
     indices = samples + random_bits(stream_key(seed), epochs, 1)[:, 0]
-    images = torch.empty((len(samples), 3, image_size, image_size), device=samples.device)
+    images = torch.empty((len(samples), 3, image_size, image_size), dtype=torch.float32, device=samples.device)
     # An image is scattered to its place four numbers at a time where its size allows, in a third of the time.
     wide = images.view(len(samples), 3 * image_size**2).view(torch.float32 if image_size % 2 else torch.complex128)
     for noise_type, law in enumerate(NOISE_DISTRIBUTIONS.values()):

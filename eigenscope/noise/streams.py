@@ -150,7 +150,7 @@ class Streams:
         """N(0, 1) by Box and Muller, (N, count) float32; at most 6.56 in size, from 2^31 radii and 2^15 directions."""
         pairs = (count + 3) // 4 * 2
         bits = self.half_words(pairs + pairs // 2)
-        values = torch.empty((len(bits), 2, pairs), device=bits.device)
+        values = torch.empty((len(bits), 2, pairs), dtype=torch.float32, device=bits.device)
         odd = bits[:, pairs:].bitwise_or_(0x00010001).view(torch.int16)  # two angles each, of 2^15, never an axis
         angle = odd.to(torch.float32).mul_(math.pi * 2.0**-15)
         torch.cos(angle, out=values[:, 0])

@@ -143,7 +143,7 @@ def block_overlap(Q: Tensor, R: Tensor, most: int = 128) -> Tensor:
     squares = (Q.float().mT @ R.float()).square()
     squares = torch.nn.functional.pad(squares, (0, blocks * size - n) * 2)
     sums = squares.reshape(*squares.shape[:-2], blocks, size, blocks, size).sum((-3, -1))
-    columns = torch.full((blocks,), float(size), device=Q.device)
+    columns = torch.full((blocks,), float(size), dtype=squares.dtype, device=Q.device)
     columns[-1] = n - (blocks - 1) * size
     return (sums / torch.minimum(columns[:, None], columns)).sqrt().clamp_max(1)
 
