@@ -58,7 +58,9 @@ def eigenbasis(factor: Tensor, vectors: Tensor) -> Eigenbasis:
     Raises:
         ValueError: they are not square matrices of one shape.
     """
-    finite = _finite(factor) & _finite(vectors) if factor.shape == vectors.shape else torch.tensor(True)
+    finite = (
+        _finite(factor) & _finite(vectors) if factor.shape == vectors.shape else torch.tensor(True, dtype=torch.bool)
+    )
     if finite.all():
         values, ordered = sort_eigenbasis(vectors, factor)
         return Eigenbasis(factor, ordered, values)
