@@ -1,5 +1,5 @@
-# Everything a person types: make demo, make test, make check, make fuzz, make bench, make spike.
-.PHONY: demo test check fuzz format bench spike clean
+# Everything a person types: make demo, make test, make matrix, make check, make fuzz, make bench, make spike.
+.PHONY: demo test matrix check fuzz format bench spike clean
 
 PYTHON := $(shell for candidate in python3.14 python3.13 python3.12 python3; do \
 	$$candidate -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 12))' 2>/dev/null \
@@ -15,6 +15,9 @@ demo: .venv/ready
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup
+
+matrix: .venv/ready # goes on where it was interrupted; SETS=--covering runs the part that the tests run, in minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.matrix $(SETS)
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

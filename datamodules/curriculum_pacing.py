@@ -101,7 +101,7 @@ def _restart_best(trainer: Trainer) -> None:
             callback.best_k_models = {}
             callback.kth_best_model_path = callback.best_model_path = ""
             callback.best_model_score = callback.current_score = None
-            callback.kth_value = torch.tensor(_worst(callback.mode))
+            callback.kth_value = torch.tensor(_worst(callback.mode), dtype=torch.float32)
         elif isinstance(callback, EarlyStopping):
             callback.wait_count = 0
             callback.best_score = callback.best_score.new_tensor(_worst(callback.mode))

@@ -42,7 +42,7 @@ class SpikedGradients:
         start, self._start = self._start, 0
         generator = torch.Generator().manual_seed(self.seed)
         for step in range(self.steps):
-            gradient = torch.randn(1, *self.shape, generator=generator)
+            gradient = torch.randn(1, *self.shape, generator=generator, dtype=torch.float32)
             if step >= start:
                 yield gradient * self.spike_scale if step == self.spike_step else gradient
 

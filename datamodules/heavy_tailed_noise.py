@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
@@ -87,12 +88,24 @@ class HeavyTailedNoiseDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Takes the run's seed, and joins a fit to pace the curriculum."""
+        self._check_precision()
         self._seed = run_seed(self.trainer)
         self._fits = stage == "fit"
         if self._fits and self.pacing is not None and self.trainer is not None:
             self.pacing.start()
             self._leave()
             callbacks_of(self.trainer).insert(0, self.pacing)  # before checkpoints are saved
+
+    def _check_precision(self) -> None:
+        """Refuses float16 for numbers beyond its range."""
+        if self.trainer is None or self.trainer.precision != "16-true" or NOISE_TYPES.index("cauchy") not in self.types:
+            return
+        largest = torch.finfo(torch.float16).max
+        if self.clamp is None or self.clamp > largest:
+            raise ValueError(
+                f"--trainer.precision must be 32-true, bf16-mixed, 16-mixed or bf16-true for the noise type 'cauchy' "
+                f"with clamp {self.clamp}, got 16-true: its numbers reach 1.4e9, and float16 ends at {largest:.0f}"
+            )
 
     def teardown(self, stage: str) -> None:
         """Leaves the fit."""

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from eigenscope.adapters.lightning_names import given_hyperparameters
 from eigenscope.checkpoints import read_checkpoint
 from eigenscope.lightning_modules.metrics import MeanLoss
+from eigenscope.optim.half_precision import check_eps
 from eigenscope.optim.schedules import length_mismatch, run_length
 
 LRInterval = Literal["epoch", "step"]
@@ -81,6 +82,7 @@ class BaseModule(LightningModule):
         """The injected optimizer over named trainable parameters, and its schedule."""
         named = self.trained.named_parameters()
         optimizer = self.optimizer([(name, parameter) for name, parameter in named if parameter.requires_grad])
+        check_eps(optimizer)
         if self.lr_scheduler is None:
             return optimizer
         try:

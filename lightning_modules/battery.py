@@ -84,7 +84,9 @@ class BatteryModule(EvaluatedModule):
         self.point_set_shapes = net.point_set_shapes
         self.loss_transforms: list[LossTransform] = []
         self.cross_scores: Tensor | None = None
-        members = torch.tensor([[kind in mixture for kind in range(len(NOISE_TYPES))] for mixture in chosen])
+        members = torch.tensor(
+            [[kind in mixture for kind in range(len(NOISE_TYPES))] for mixture in chosen], dtype=torch.bool
+        )
         self.register_buffer("_members", members, persistent=False)
         self.register_buffer(
             "_fed", torch.zeros(len(chosen), dtype=torch.bool), persistent=False

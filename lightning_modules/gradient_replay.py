@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from typing import Any
 
+import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -69,8 +70,8 @@ class GradientReplayModule(BaseModule):
         weight = self.weight
         if weight.grad is None:  # dropped by who skips the step
             return
-        self.log("train/grad_norm", weight.grad.norm())
-        self._before = weight.detach().clone(), float(optimizer.param_groups[0]["lr"])
+        self.log("train/grad_norm", weight.grad.float().norm())
+        self._before = weight.detach().to(torch.float32, copy=True), float(optimizer.param_groups[0]["lr"])
 
     def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
         """Logs the size of the step, if there was one."""
@@ -78,7 +79,7 @@ class GradientReplayModule(BaseModule):
             before, rate = self._before
             self._before = None
             if rate > 0:
-                change = self.weight.detach() - before
+                change = self.weight.detach().float() - before
                 self.log("update/rms", change.square().mean().sqrt() / rate, prog_bar=True)
 
     def charts(self, logged: Collection[str]) -> list[Chart]:

@@ -1,11 +1,16 @@
-"""Metrics over all samples and ranks: mean loss, means by group, fraction of variance unexplained, cross errors."""
+"""Metrics over all samples and ranks: mean loss, means by group, fraction of variance unexplained, cross errors.
+
+All sum in float64, at whatever precision the network is trained.
+"""
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from eigenscope.precision import KeepsDtypes
 
-class MeanLoss(Metric):
+
+class MeanLoss(KeepsDtypes, Metric):
     """Mean over all samples of all ranks of a loss that comes as means over batches.
 
     torchmetrics' own mean leaves NaN out, which would hide a diverged run; Lightning's logged mean rounds the number
@@ -18,20 +23,20 @@ class MeanLoss(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, count: int) -> None:
         """Adds a scalar loss, the mean over ``count`` samples."""
-        self.total += loss.detach() * count
+        self.total += loss.detach().double() * count
         self.count += count
 
     def compute(self) -> Tensor:
         """The mean, a scalar float32."""
-        return self.total / self.count
+        return (self.total / self.count).float()
 
 
-class GroupedMean(Metric):
+class GroupedMean(KeepsDtypes, Metric):
     """Mean over all samples of all ranks of a metric per sample, for each of ``num_groups`` groups.
 
     Args:
@@ -58,7 +63,7 @@ class GroupedMean(Metric):
         return {group: means[group] for group in self.counts.nonzero()[:, 0].tolist()}
 
 
-class FractionVarianceUnexplained(Metric):
+class FractionVarianceUnexplained(KeepsDtypes, Metric):
     """FVU, Σ (û − u)² / Σ (u − ū)², over all entries of all samples and ranks, for each of ``num_groups`` groups.
 
     Sums are taken in float64, as ū of heavy-tailed numbers needs.
@@ -90,7 +95,7 @@ class FractionVarianceUnexplained(Metric):
         return {group: fractions[group] for group in self.counts.nonzero()[:, 0].tolist()}
 
 
-class CrossErrors(Metric):
+class CrossErrors(KeepsDtypes, Metric):
     """Mean over all samples of all ranks of K networks' errors, for each of T labels.
 
     Args:
@@ -110,7 +115,7 @@ class CrossErrors(Metric):
     def update(self, means: Tensor, labels: Tensor) -> None:
         """Adds a batch: mean errors (K, T), not read where a label has no images, and the labels (B,) int64."""
         counts = labels.bincount(minlength=len(self.counts))
-        self.totals += torch.where(counts > 0, means * counts, 0)
+        self.totals += torch.where(counts > 0, means.double() * counts, 0)
         self.counts += counts
 
     def compute(self) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from eigenscope.geometry import expected_cv, has_cv, random_unit_points, spread_
 from eigenscope.geometry.metrics import EffectiveRank, VolumeCV
 from eigenscope.lightning_modules.metrics import MeanLoss
 from eigenscope.linalg import gram_svd
+from eigenscope.precision import KeepsDtypes
 from eigenscope.protocols import PointSets
 
 _MATRICES = 64  # measured of each batch, spread over it
@@ -25,7 +26,7 @@ _TITLES = {
 }
 
 
-class PointSetGeometry(nn.Module):
+class PointSetGeometry(KeepsDtypes):
     """Geometric metrics of matrices of V points on a sphere over an epoch, beside random and untrained baselines.
 
     An untrained encoder's geometry already looks like a discovery (at V = 256, D = 16: S₀ 4.80, effective rank 15.88,
@@ -49,7 +50,7 @@ class PointSetGeometry(nn.Module):
         self.S0, self.SD, self.effective_rank = MeanLoss(), MeanLoss(), EffectiveRank()
         self.cv = VolumeCV() if has_cv(num_points, dim) else None
         self.names = _FIGURES if self.cv is not None else _FIGURES[:-1]
-        self.register_buffer("untrained", torch.full((len(self.names),), torch.nan))
+        self.register_buffer("untrained", torch.full((len(self.names),), torch.nan, dtype=torch.float32))
         self.update(random_unit_points(_MATRICES, num_points, dim))
         self.random = self._figures()[0]
         if self.cv is not None:
@@ -60,7 +61,7 @@ class PointSetGeometry(nn.Module):
         """Takes the metrics of points (..., V, D) for those of no training."""
         self.update(points)
         figures, _ = self._figures()
-        self.untrained.copy_(torch.tensor([figures[name] for name in self.names]))
+        self.untrained.copy_(torch.tensor([figures[name] for name in self.names], dtype=torch.float64))
 
     @torch.no_grad()
     def update(self, points: Tensor) -> None:

@@ -63,7 +63,7 @@ class SpectralAutoencoderModule(EvaluatedModule):
         self.loss = loss
         self.cross_attention_clip = cross_attention_clip
         self.clip_to_loss = clip_to_loss
-        self._latest_loss = torch.zeros(())
+        self._latest_loss = torch.zeros((), dtype=torch.float32)
         self.point_set_shapes = net.point_set_shapes
         self.loss_transforms: list[LossTransform] = []
         self.geometry = LatentGeometry(net.point_set_shapes)
@@ -175,7 +175,9 @@ class SpectralAutoencoderModule(EvaluatedModule):
         self.log_mean(f"{stage}/mse", self.means[f"{stage}/mse"], squares.mean(), len(images))
         if labels is not None and self.label_names:
             cast(GroupedMean, self.by_label[f"{stage}_mse"]).update(squares, labels)
-            cast(GroupedMean, self.by_label[f"{stage}_power"]).update(images.flatten(1).square().mean(1), labels)
+            cast(GroupedMean, self.by_label[f"{stage}_power"]).update(
+                images.flatten(1).float().square().mean(1), labels
+            )
         return loss
 
     def _log_by_label(self, stage: str) -> None:

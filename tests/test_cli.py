@@ -166,13 +166,22 @@ def test_a_fast_dev_run_leaves_no_result(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_bf16_falls_back_aloud_where_it_is_emulated(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(lightning_cli, "has_bf16", lambda device: False)
-    run = fit(tmp_path, "--trainer.precision=bf16-mixed", epochs=1)
-    assert run.trainer.precision == "32-true"
-    assert "bf16-mixed was asked for, but this cpu only emulates it: using 32-true" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("asked", "has_bf16", "used", "reason"),
+    [
+        ("bf16", False, "32-true", "bf16-mixed was asked for, but this cpu only emulates it"),
+        ("16-mixed", True, "bf16-mixed", "16-mixed was asked for, but a CPU has no mixed precision in fp16"),
+    ],
+)
+def test_a_precision_that_the_device_has_not_is_replaced_aloud(
+    asked, has_bf16, used, reason, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(lightning_cli, "has_bf16", lambda device: has_bf16)
+    run = fit(tmp_path, f"--trainer.precision={asked}", epochs=1)
+    assert run.trainer.precision == used
+    assert f"{reason}: using {used}." in capsys.readouterr().out
     saved = yaml.safe_load((Path(run.trainer.log_dir) / "config.yaml").read_text())
-    assert saved["trainer"]["precision"] == "32-true"
+    assert saved["trainer"]["precision"] == used
 
 
 def test_an_error_keeps_the_words_of_the_class_that_found_it(tmp_path, make_tree):

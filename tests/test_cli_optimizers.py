@@ -44,18 +44,19 @@ def same(a, b):
     return a == b
 
 
-@pytest.mark.parametrize("overlay", ["soap", "rekls", "muon"])
-def test_a_resumed_run_is_the_uninterrupted_one(overlay, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("overlay", "precision"), [("soap", "bf16-true"), ("rekls", "32-true"), ("muon", "bf16-true")])
+def test_a_resumed_run_is_the_uninterrupted_one(overlay, precision, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    whole = fit(overlay, 3)
+    more = [f"--trainer.precision={precision}"]
+    whole = fit(overlay, 3, *more)
     assert whole.trainer.global_step == 6
     optimizer = whole.trainer.optimizers[0]
     for group in optimizer.param_groups:  # of OneCycleLR, after its top
         assert group["lr"] == whole.trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0] != 1e-3
         assert 0.85 < group["betas"][0] < 0.95
-    fit(overlay, 2)
+    fit(overlay, 2, *more)
     checkpoint = "runs/demo/version_1/checkpoints/last.ckpt"
-    resumed = fit(overlay, 3, f"--ckpt_path={checkpoint}")
+    resumed = fit(overlay, 3, *more, f"--ckpt_path={checkpoint}")
     assert resumed.trainer.global_step == 6
     assert same(resumed.model.state_dict(), whole.model.state_dict())
     assert same(resumed.trainer.optimizers[0].state_dict(), optimizer.state_dict())

@@ -1,25 +1,14 @@
-"""Every shipped configuration parses, says what it should, and runs two steps; its module can be copied and pickled."""
+"""Every shipped configuration parses and says what it should; that each runs is shown by the matrix."""
 
-import copy
-import io
-import pickle
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from jsonargparse import ArgumentParser
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningCLI
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader, Dataset
 
 from eigenscope import cli
-from eigenscope.cli import lightning_cli
-from eigenscope.nn import BatteryArray, BatteryEntry, DeiT, PatchSVAE, save_batteries
+from eigenscope.nn import DeiT, PatchSVAE
 from eigenscope.optim.schedules import SCHEDULES
+from tests.matrix.cells import Cell, arguments, prepare
 
 ROOT = Path(__file__).parents[1]
 CV_OVERLAYS = sorted((ROOT / "configs" / "cv").glob("*.yaml"))  # each is added to another configuration
@@ -27,7 +16,7 @@ IMPLANT_OVERLAYS = sorted((ROOT / "configs" / "implant").glob("*.yaml"))
 OPTIMIZER_OVERLAYS = sorted((ROOT / "configs" / "optimizer").glob("*.yaml"))
 KV_CHECK = ROOT / "configs" / "callbacks" / "kv_check.yaml"
 CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if "data" in yaml.safe_load(path.read_text()))
-# whose optimizer may be another, and which validate; those of configs/spike are run by test_spike.py
+# whose optimizer may be another, and which validate
 EXPERIMENTS = [path for path in CONFIGS if path.parent.name != "spike"]
 TAPPED = {"deit_svd": "svd", "deit_gram_diagonal": "gram_diagonal", "deit_pooled": "pooled", "deit_zeros": "zeros"}
 
@@ -36,108 +25,32 @@ def resolved(name):
     return cli.resolve(["--config", str(ROOT / "configs" / f"{name}.yaml")])
 
 
-PROGRAM = (ArgumentParser, Callback, DataLoader, LightningCLI, LightningDataModule, LRScheduler, Optimizer, Trainer)
+@pytest.fixture
+def fit(tmp_path, monkeypatch):
+    """Trains an experiment for two steps, an overlay after a plus sign."""
+    monkeypatch.chdir(prepare(tmp_path))
+    return lambda experiment: cli.main(["fit", *arguments(Cell(experiment))])
 
 
-def pickled(thing):
-    """Its pickle, and the types of all that is in it."""
-    types = set()
-
-    class Recorder(pickle.Pickler):
-        def persistent_id(self, part):
-            types.add(type(part))
-
-    file = io.BytesIO()
-    Recorder(file).dump(thing)
-    return file.getvalue(), types
-
-
-def assert_holds_no_program(module, *more):
-    """As large as its weights. ``more`` is what loader processes get, which is nothing but the data."""
-    data, types = pickled(module)
-    assert [kind for kind in types if issubclass(kind, (*PROGRAM, Dataset))] == []
-    assert len(data) < sum(part.nbytes for part in (*module.parameters(), *module.buffers())) + 300_000
-    assert [kind for kind in pickled(more)[1] if issubclass(kind, (*PROGRAM, LightningModule))] == []
-    return data
-
-
-class Copies(Callback):
-    """Copies the module in a step, attached to the trainer and with what callbacks have added; looks at the end too."""
-
-    @torch.no_grad()
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if batch_idx > 0:
-            return
-        loader = trainer.train_dataloader
-        data = assert_holds_no_program(pl_module, loader.dataset, loader.collate_fn, loader.worker_init_fn)
-        results = []
-        for each in (pl_module, copy.deepcopy(pl_module), pickle.loads(data)):
-            torch.manual_seed(0)
-            results.append(tree_leaves(each.eval()(batch[0])))
-        pl_module.train()
-        for result in results[1:]:
-            torch.testing.assert_close(result, results[0], rtol=0, atol=0, equal_nan=True)
-
-    def on_fit_end(self, trainer, pl_module):
-        assert_holds_no_program(pl_module)
-        assert_holds_no_program(copy.deepcopy(pl_module))
-
-
-def run_two_steps(path, make_tree, *overlays):
-    args = ["fit", "--config", str(path), *(part for overlay in overlays for part in ("--config", str(overlay)))]
-    args += ["--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
-    args += ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.enable_model_summary=false"]
-    args += ["--trainer.enable_progress_bar=false", "--data.init_args.batch_size=4"]
-    args += ["--data.init_args.num_workers=0", "--trainer.log_every_n_steps=1"]
-    data = yaml.safe_load(path.read_text())["data"]["class_path"]
-    if data == "CIFAR100DataModule":
-        root = str(make_tree(classes=5, train=20))
-        args += ["--data.init_args.source=folder", f"--data.init_args.root={root}"]
-    elif data == "SyntheticImagesDataModule":
-        args += ["--data.init_args.train_size=100", "--data.init_args.test_size=100"]
-    if path.stem == "vae_implanted":
-        entries = [BatteryEntry((k,), 5, {}) for k in range(2)]
-        save_batteries(Path("batteries.safetensors"), BatteryArray(2, hidden=8), entries)
-        args += ["--model.init_args.net.init_args.container=batteries.safetensors"]
-    make = lightning_cli.EigenscopeCLI.instantiate_trainer
-
-    def with_copies(self, **options):
-        trainer = make(self, **options)
-        trainer.callbacks.insert(0, Copies())
-        return trainer
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lightning_cli.EigenscopeCLI, "instantiate_trainer", with_copies)
-        run = cli.main(args)
-    return run
-
-
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_runs_two_steps(path, make_tree, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    run = run_two_steps(path, make_tree)
-    assert run.trainer.global_step == 2
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_run_is_kept_under_the_name_of_its_experiment(path):
     experiment = path.stem if path.parent.name == "configs" else f"{path.parent.name}_{path.stem}"
-    assert run.trainer.log_dir.startswith(f"runs/{experiment}/")
-    assert (tmp_path / "runs" / "scoreboard.csv").exists()
-    assert {file.name for file in Path(run.trainer.log_dir).rglob("*.ckpt")} >= {"last.ckpt"}
+    logger = yaml.safe_load(path.read_text())["trainer"]["logger"]["init_args"]
+    assert (logger["save_dir"], logger["name"]) == ("runs", experiment)
 
 
 @pytest.mark.parametrize("name", ["svae_noise", "svae_noise_small", "svae_freckles", "svae_cifar"])
 @pytest.mark.parametrize("overlay", CV_OVERLAYS, ids=lambda path: f"{path.parent.stem}-{path.stem}")
-def test_overlays_add_to_a_configuration(overlay, name, make_tree, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    plain = resolved(name)["trainer"]["callbacks"]
-    run = run_two_steps(ROOT / "configs" / f"{name}.yaml", make_tree, overlay)
-    assert run.trainer.global_step == 2
-    names = [type(callback).__name__ for callback in run.trainer.callbacks]
-    assert "CVLossSchedule" in names
-    assert {entry["class_path"].rpartition(".")[2] for entry in plain} < set(names)
+def test_overlays_add_to_a_configuration(overlay, name):
+    plain = resolved(name)
+    added = cli.resolve(["--config", str(ROOT / "configs" / f"{name}.yaml"), "--config", str(overlay)])
+    *callbacks, schedule = added["trainer"].pop("callbacks")
+    assert schedule["class_path"].endswith("CVLossSchedule")
+    assert (plain["trainer"].pop("callbacks"), plain) == (callbacks, added)
 
 
 @pytest.mark.parametrize("name", ["demo", "deit_svd"])
-def test_the_kv_check_adds_to_a_deit(name, make_tree, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_the_kv_check_adds_to_a_deit(name):
     path = ROOT / "configs" / f"{name}.yaml"
     plain, added = (
         cli.resolve(["--config", str(path), *more])["trainer"] for more in ([], ["--config", str(KV_CHECK)])
@@ -145,10 +58,6 @@ def test_the_kv_check_adds_to_a_deit(name, make_tree, tmp_path, monkeypatch):
     *callbacks, check = added.pop("callbacks")
     assert (plain.pop("callbacks"), plain) == (callbacks, added)
     assert check["class_path"].endswith("KVCacheCompression")
-    if name == "demo":
-        run = run_two_steps(path, make_tree, KV_CHECK)
-        assert run.trainer.global_step == 2
-        assert any(type(callback).__name__ == "KVCacheCompression" for callback in run.trainer.callbacks)
 
 
 def test_experiments_state_nothing_of_their_optimizer_that_an_overlay_would_take_over_by_accident():
@@ -192,10 +101,9 @@ def test_an_optimizer_overlay_keeps_the_rate_and_the_decay_and_nothing_else(over
     ("overlay", "name", "matrices"),
     [("soap", "demo_svd", 16), ("rekls", "svae_noise_small", 13), ("muon", "vae_plain", 12), ("muon", "demo", 16)],
 )
-def test_an_optimizer_overlay_runs(overlay, name, matrices, make_tree, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_an_optimizer_overlay_runs(overlay, name, matrices, fit):
     path = ROOT / "configs" / f"{name}.yaml"
-    run = run_two_steps(path, make_tree, ROOT / "configs" / "optimizer" / f"{overlay}.yaml")
+    run = fit(f"{name}+optimizer/{overlay}")
     assert run.trainer.global_step == 2
     optimizer = run.trainer.optimizers[0]
     assert type(optimizer.matrix).__name__.lower() == overlay
@@ -220,11 +128,9 @@ def test_a_watched_experiment_is_the_plain_one_with_rekls_and_two_watched_layers
     assert watched == plain
 
 
-def test_stacked_networks_have_no_matrices_for_an_overlay(make_tree, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path, overlay = ROOT / "configs" / "batteries_small.yaml", ROOT / "configs" / "optimizer" / "soap.yaml"
-    with pytest.raises(ValueError, match=r"params must have a matrix .*3-D: encoder.0.weight \(32, 64, 48\)"):
-        run_two_steps(path, make_tree, overlay)
+def test_stacked_networks_have_no_matrices_for_an_overlay(fit):
+    with pytest.raises(ValueError, match=r"params must have a matrix .*3-D: encoder.0.weight \(16, 64, 48\)"):
+        fit("batteries_small+optimizer/soap")
 
 
 @pytest.mark.parametrize(
@@ -288,9 +194,8 @@ def test_the_baseline_config_builds_the_published_network():
 
 
 @pytest.mark.parametrize("overlay", IMPLANT_OVERLAYS, ids=lambda path: path.stem)
-def test_the_controls_of_the_implant_study(overlay, make_tree, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    run = run_two_steps(ROOT / "configs" / "vae_implanted.yaml", make_tree, overlay)
+def test_the_controls_of_the_implant_study(overlay, fit):
+    run = fit(f"vae_implanted+implant/{overlay.stem}")
     assert run.trainer.global_step == 2
     steps = 0 if overlay.stem == "random" else 10
     assert run.trainer.callback_metrics["implants/steps"] == steps

@@ -58,7 +58,7 @@ from eigenscope.cli.run_label import run_label
 from eigenscope.cli.shipped_configs import experiment_name, with_shipped_configs
 from eigenscope.loader_processes import guard_loader_processes
 from eigenscope.optim.emerging import EMERGING_OPTIMIZERS
-from eigenscope.precision import has_bf16
+from eigenscope.precision import has_bf16, precision_name
 from eigenscope.stop_signals import stop_signals
 
 
@@ -193,14 +193,14 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         return explain_setup(error, self.plain_config(), self._args)
 
     def before_instantiate_classes(self) -> None:
-        """Replaces bf16 by fp32 where the device would only emulate it, and says so; looks at the checkpoint.
+        """Replaces a precision that the device has not, and says so; looks at the checkpoint.
 
         Raises:
             ConfigurationError: the checkpoint cannot be read, or the configuration contradicts it.
         """
         for line in notes_on(str(self.subcommand), self.plain_config(), self._sources):
             rank_zero_only(print)(f"note: {line}", file=sys.stderr, flush=True)
-        self._avoid_emulated_bf16()
+        self._replace_precision()
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._continues: Path | None = None
         config = self.config[self.subcommand]
@@ -296,14 +296,24 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
             raise ConfigurationError(_naming("warm_start", str(error))) from error
         rank_zero_only(print)(f"Warm start from {config.warm_start}: {started}.", flush=True)
 
-    def _avoid_emulated_bf16(self) -> None:
+    def _replace_precision(self) -> None:
+        """16-mixed by bf16-mixed on a CPU, as Lightning does, and bf16-mixed by 32-true where it is only emulated."""
         trainer = self.config[self.subcommand].trainer
         automatic = "cuda" if torch.cuda.is_available() else "cpu"
         device = {"auto": automatic, "gpu": "cuda", "cuda": "cuda", "cpu": "cpu"}.get(trainer.accelerator)
-        if trainer.precision == "bf16-mixed" and device is not None and not has_bf16(device):
-            rank_zero_only(print)(f"bf16-mixed was asked for, but this {device} only emulates it: using 32-true.")
-            trainer.precision = "32-true"
-            self.save_config_kwargs["asked_precision"] = "bf16-mixed"
+        asked = precision_name(trainer.precision)
+        if asked not in ("16-mixed", "bf16-mixed") or device is None:
+            return
+        emulated = not has_bf16(device)
+        if asked == "16-mixed" and device == "cpu":
+            trainer.precision = "32-true" if emulated else "bf16-mixed"
+            reason = "a CPU has no mixed precision in fp16" + (" and this one only emulates bf16" if emulated else "")
+        elif asked == "bf16-mixed" and emulated:
+            trainer.precision, reason = "32-true", f"this {device} only emulates it"
+        else:
+            return
+        rank_zero_only(print)(f"{asked} was asked for, but {reason}: using {trainer.precision}.", flush=True)
+        self.save_config_kwargs["asked_precision"] = asked
 
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer.

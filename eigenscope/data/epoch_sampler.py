@@ -22,7 +22,7 @@ class EpochIndex(NamedTuple):
 def epochs_and_samples(keys: Sequence[EpochIndex | int]) -> tuple[Tensor, Tensor]:
     """Both parts of what a loader asks for, (B,) int64 each; a plain integer stands for a sample of epoch 0."""
     pairs = [key if isinstance(key, tuple) else EpochIndex(0, key) for key in keys]
-    epochs, samples = torch.tensor(pairs).unbind(1)
+    epochs, samples = torch.tensor(pairs, dtype=torch.int64).unbind(1)
     return epochs, samples
 
 

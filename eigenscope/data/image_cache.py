@@ -42,7 +42,9 @@ def read_class_folders(root: Path, split: str, cache_dir: Path) -> LabelledImage
         print(f"the cache {cache} is damaged or cut short ({damage}): decoding the images again", flush=True)
         cache.unlink()
     if not cache.exists():
-        labels = torch.arange(len(files)).repeat_interleave(torch.tensor([len(found) for found in files]))
+        labels = torch.arange(len(files)).repeat_interleave(
+            torch.tensor([len(found) for found in files], dtype=torch.int64)
+        )
         decoded = {"images": _decode(paths, root / split), "labels": labels}
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)

@@ -55,7 +55,8 @@ class NoiseDataset(Dataset[tuple[Tensor, Tensor]]):
         """A batch of one epoch: (B, 3, s, s) float32 and (B,) int64."""
         epochs, samples = epochs_and_samples(keys)
         epoch = int(epochs[0])
-        types = torch.tensor(self.types.types_at(epoch) if isinstance(self.types, Curriculum) else self.types)
+        open_ = self.types.types_at(epoch) if isinstance(self.types, Curriculum) else self.types
+        types = torch.tensor(open_, dtype=torch.int64)
         labels = types[samples % len(types)]
         if self.fixed:
             epoch, samples = 0, samples // len(types)

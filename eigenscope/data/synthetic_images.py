@@ -139,14 +139,14 @@ def _profiles() -> Tensor:
         before, here, after = (silhouette_radius(group, angle + step) for step in (-1e-3, 0.0, 1e-3))
         radii.append(here)
         cosines.append(1 / math.hypot(1, (after - before) / 2e-3 / here))
-    return torch.tensor([radii, cosines])
+    return torch.tensor([radii, cosines], dtype=torch.float32)
 
 
 @lru_cache(maxsize=1)
 def _turns() -> Tensor:
     """Cosine and sine of every multiple of 1 / _TURN_POINTS turns, (2, _TURN_POINTS)."""
     angles = [2 * math.pi * k / _TURN_POINTS for k in range(_TURN_POINTS)]
-    return torch.tensor([[math.cos(a) for a in angles], [math.sin(a) for a in angles]])
+    return torch.tensor([[math.cos(a) for a in angles], [math.sin(a) for a in angles]], dtype=torch.float32)
 
 
 def _rotate(x: Tensor, y: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,7 +165,7 @@ def _wave(x: Tensor) -> Tensor:
 
 def _rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     """Colours (N, 3, 1) from hue in turns, saturation and value, each (N, 1)."""
-    hue = hue + torch.tensor([0.0, 2 / 3, 1 / 3], device=hue.device)
+    hue = hue + torch.tensor([0.0, 2 / 3, 1 / 3], dtype=torch.float32, device=hue.device)
     full = ((hue - hue.floor()) * 6 - 3).abs() - 1
     return (value * (1 - saturation * (1 - full.clamp(0, 1))))[:, :, None]
 
@@ -182,7 +182,7 @@ def _silhouette(x: Tensor, y: Tensor, group: Tensor, pixel: Tensor) -> tuple[Ten
     outline, cosine = (table.take(entry) for table in _profiles().to(x.device))
     radius = (x * x + y * y).sqrt()
     sharpness = cosine / pixel
-    hole = torch.tensor([shape.hole for shape in _SILHOUETTES], device=x.device)[group]
+    hole = torch.tensor([shape.hole for shape in _SILHOUETTES], dtype=torch.float32, device=x.device)[group]
     outside = ((outline - radius) * sharpness + 0.5).clamp(0, 1)
     inside = ((radius - hole * outline) * sharpness + 0.5).clamp(0, 1)
     return torch.where(hole > 0, outside * inside, outside), radius / outline
@@ -221,15 +221,15 @@ def _draw(pose_key: int, noise_key: int, indices: Tensor, size: int) -> Tensor:
     period = _between(_PERIOD, next(u))
     fx, fy = _rotate(ox, oy, (next(u) * 2 - 1) * _FILL_TILT + 1)
     a, b, c = _wave(fx / period + next(u)), _wave(fy / period + next(u)), _wave(depth / period + next(u))
-    k = torch.tensor(_FILLS, device=device)[indices % CLASSES_PER_GROUP][:, :, None].unbind(1)
+    k = torch.tensor(_FILLS, dtype=torch.float32, device=device)[indices % CLASSES_PER_GROUP][:, :, None].unbind(1)
     ink = ((k[0] + k[1] * a + k[2] * b + k[3] * (a * b) + k[4] * c) * (period / pixel / 4) + 0.5).clamp(0, 1)
 
     # colours: the ink's hue stands in a relation to the base's that the group fixes
-    hue = group * (7 / NUM_GROUPS) + (next(u) + next(u) - 1) * _HUE_SPREAD
+    hue = group.float() * (7 / NUM_GROUPS) + (next(u) + next(u) - 1) * _HUE_SPREAD
     saturation, bright, dark = 0.55 + next(u) * 0.45, 0.7 + next(u) * 0.3, 0.2 + next(u) * 0.25
     flip = next(u) < 0.5
     base = _rgb(hue, saturation, torch.where(flip, dark, bright))
-    inked = _rgb(hue + group % 4 * 0.17, saturation * 0.8, torch.where(flip, bright, dark))
+    inked = _rgb(hue + (group % 4).float() * 0.17, saturation * 0.8, torch.where(flip, bright, dark))
     light = _rotate(ox, oy, next(u))[0] * 0.22 + 1
     colour = (base + (inked - base) * ink[:, None]) * light[:, None]
     image = image + (colour - image) * cover[:, None]

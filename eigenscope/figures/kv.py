@@ -53,7 +53,7 @@ def rate_distortion_figure(
     _check("bits", bits, shape)
     _check("errors", errors, shape)
     _check("bounds", bounds, (len(layers), 2, len(bound_bits)))
-    chosen = torch.linspace(0, len(layers) - 1, min(_PANELS, len(layers))).round().long().tolist()
+    chosen = torch.linspace(0, len(layers) - 1, min(_PANELS, len(layers)), dtype=torch.float32).round().long().tolist()
     short, common = _short(layers)
     columns = min(len(chosen), 4)
     rows = -(-len(chosen) // columns)

@@ -9,9 +9,10 @@ from torchmetrics import Metric
 from eigenscope.geometry.points import effective_rank
 from eigenscope.geometry.volume_cv import CVEstimate, volume_cv
 from eigenscope.noise import stream_key
+from eigenscope.precision import KeepsDtypes
 
 
-class VolumeCV(Metric):
+class VolumeCV(KeepsDtypes, Metric):
     """Mean CV of 4-simplex volumes over all matrices of all updates and ranks.
 
     The standard error of the mean is put together from the matrices' own, √(sum of squares) / count: it is the error
@@ -43,8 +44,8 @@ class VolumeCV(Metric):
         self.num_simplices = num_simplices
         self.seed = seed
         self._earlier_updates = 0
-        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state("variance", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("variance", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -61,16 +62,16 @@ class VolumeCV(Metric):
         rank = torch.distributed.get_rank() if distributed else 0
         key = stream_key(self.seed, self._earlier_updates + self.update_count, rank)
         estimate = volume_cv(points.detach(), self.num_simplices, torch.Generator().manual_seed(key))
-        self.total += estimate.cv.sum()
-        self.variance += estimate.standard_error.square().sum()
+        self.total += estimate.cv.double().sum()
+        self.variance += estimate.standard_error.double().square().sum()
         self.count += estimate.cv.numel()
 
     def compute(self) -> CVEstimate:
         """The mean and its standard error, scalars in float32."""
-        return CVEstimate(self.total / self.count, self.variance.sqrt() / self.count)
+        return CVEstimate((self.total / self.count).float(), (self.variance.sqrt() / self.count).float())
 
 
-class EffectiveRank(Metric):
+class EffectiveRank(KeepsDtypes, Metric):
     """Mean effective rank over all spectra of all updates and ranks; see :func:`eigenscope.geometry.points`."""
 
     full_state_update = False
@@ -79,15 +80,15 @@ class EffectiveRank(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, S: Tensor) -> None:
         """Adds the spectra of ``S`` (..., r)."""
         ranks = effective_rank(S.detach())
-        self.total += ranks.sum()
+        self.total += ranks.double().sum()
         self.count += ranks.numel()
 
     def compute(self) -> Tensor:
         """The mean, a scalar float32."""
-        return self.total / self.count
+        return (self.total / self.count).float()

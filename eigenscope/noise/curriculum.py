@@ -55,7 +55,7 @@ class Curriculum:
                     f"epochs of a curriculum must be {len(self.tiers) - 1} increasing numbers, one for each tier after "
                     f"the first, got {list(epochs)}"
                 )
-            self.unlocked_at[1:] = torch.tensor(epochs)
+            self.unlocked_at[1:] = torch.tensor(epochs, dtype=torch.int64)
         self.lock()
 
     def lock(self) -> None:

@@ -69,7 +69,7 @@ def _coloured(streams: Streams, height: int, width: int, exponent: int) -> Tenso
     """
     columns = width // 2 + 1
     rows_f = torch.fft.fftfreq(height, 1 / height, dtype=torch.float32, device=streams.device)
-    columns_f = torch.arange(columns, device=streams.device)
+    columns_f = torch.arange(columns, dtype=torch.float32, device=streams.device)
     amplitude = (rows_f[:, None].square() + columns_f.square()).pow_(-exponent / 2)
     amplitude[0, 0] = 0  # the mean
     # The inverse transform keeps the Hermitian part of the first and the Nyquist column only, half their power.

@@ -34,7 +34,7 @@ class SampledBatch:
         self._parts: Mapping[Any, Any] = batch if isinstance(batch, Mapping) else dict(enumerate(_sequence(batch)))
         self._count = next((len(x) for x in self._parts.values() if isinstance(x, Tensor) and x.ndim), 0)
         if samples is not None and samples < self._count:
-            self._take(torch.linspace(0, self._count - 1, samples).round().long())
+            self._take(torch.linspace(0, self._count - 1, samples, dtype=torch.float32).round().long())
 
     def halves(self) -> tuple[Self, Self] | None:
         """The first half of the samples and the second, or None if there are fewer than two."""

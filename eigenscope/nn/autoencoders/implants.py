@@ -113,16 +113,16 @@ class ImplantedVAE(SimplexVAE):
 
     def _implanted_points(self, companded: Tensor) -> Tensor:
         B, L, P = companded.shape
-        seen = companded.clamp(-TRAINED_RANGE, TRAINED_RANGE).reshape(1, B * L, P)
+        seen = self._in(companded.clamp(-TRAINED_RANGE, TRAINED_RANGE)).reshape(1, B * L, P)
         numbers = self.batteries["encoder"](seen.expand(self.gate.out_features, -1, -1))  # (K, B L, V_b D_b)
         rows = unit_groups(numbers, self.battery_dim).transpose(0, 1)
-        return unit_groups(self.mix_encoded(rows.reshape(B, L, -1)), self.dim)
+        return unit_groups(self.mix_encoded(self._in(rows.reshape(B, L, -1))), self.dim)
 
     def _decode(self, z: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         companded, points, hidden = super()._decode(z, log_scale)
-        latent = z.flatten(-2)  # (B, L, slots D)
+        latent = self._in(z.flatten(-2))  # (B, L, slots D)
         rows = unit_groups(self.mix_latent(latent), self.battery_dim).flatten(-2)
-        stacks = rows.reshape(rows.shape[0] * rows.shape[1], self.gate.out_features, -1).transpose(0, 1)
+        stacks = self._in(rows).reshape(rows.shape[0] * rows.shape[1], self.gate.out_features, -1).transpose(0, 1)
         written = self.batteries["decoder"](stacks).view(-1, *companded.shape)  # (K, B, L, P)
         return companded + torch.einsum("blk,kblp->blp", self.gate(latent), written), points, hidden
 
@@ -139,5 +139,5 @@ def _shuffle(array: BatteryArray) -> None:
     """Puts the entries of each battery's weight tensors, (K, ...), in random order within each tensor."""
     for weight in array.parameters():
         entries = weight.flatten(1)
-        order = torch.rand(entries.shape).argsort(1)
+        order = torch.rand(entries.shape, dtype=torch.float32).argsort(1)
         weight.copy_(entries.gather(1, order).view_as(weight))

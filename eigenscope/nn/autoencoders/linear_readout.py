@@ -108,7 +108,7 @@ class LinearReadoutAutoencoder(PatchAutoencoder[ReadoutCode]):
         """The readout of M, (B, L, V, D)."""
         omega = self.readout_norm(self.readout(points.flatten(-2).to(self.readout.weight.dtype)))
         gains = self._gains(omega)
-        decoded = self.expansion(omega * gains).unflatten(-1, points.shape[-2:])
+        decoded = self.expansion((omega * gains).to(omega.dtype)).unflatten(-1, points.shape[-2:])
         if self.normalise:
             decoded = F.normalize(decoded, dim=-1)
         if not self.bottleneck:

@@ -33,11 +33,11 @@ class SpectralCrossAttention(nn.Module):
         return 0.2 * self.gate.sigmoid()
 
     def forward(self, S: Tensor) -> Tensor:
-        """The gains 1 + α ⊙ tanh(·) for singular values (B, L, D), same shape."""
+        """The gains 1 + α ⊙ tanh(·) for singular values (B, L, D), same shape, at least float32."""
         normed = self.norm(S)
         mixed, _ = self.attention(normed, normed, normed, need_weights=False)
-        gains: Tensor = 1 + self.strength * mixed.tanh()
-        return gains
+        change: Tensor = self.strength * mixed.tanh()
+        return 1 + change.to(torch.promote_types(change.dtype, torch.float32))  # near 1, where half precision is coarse
 
 
 class PatchCode(Protocol):
@@ -121,11 +121,11 @@ class PatchAutoencoder[Code: PatchCode](nn.Module, ABC):
         self.smoothing = BoundarySmoothing(16 if patch_size >= 16 else 8)
 
     def _gains(self, S: Tensor) -> Tensor:
-        """The factors by which cross-attention changes (B, L, D) numbers, same shape and dtype."""
+        """The factors by which cross-attention changes (B, L, D) numbers, same shape, at least float32."""
         dtype = next(self.decoder.parameters()).dtype  # lower than that of S where the whole network is
-        gains = torch.ones_like(S)
+        gains = torch.ones_like(S, dtype=torch.promote_types(S.dtype, torch.float32))
         for layer in self.cross_attention:
-            gains = gains * layer((S * gains).to(dtype)).to(S.dtype)
+            gains = gains * layer((S * gains).to(dtype)).to(gains.dtype)
         return gains
 
     def forward(self, images: Tensor) -> tuple[Tensor, Code]:

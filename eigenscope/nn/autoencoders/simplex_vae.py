@@ -102,10 +102,10 @@ class SimplexVAE(nn.Module):
         height, width = images.shape[-2:]
         grid = patch_grid(height, width, self.patch_size)
         companded, log_scale = compand(unfold_patches(images, self.patch_size))
-        points = unit_groups(self.encoder(companded), self.dim)
+        points = unit_groups(self.encoder(self._in(companded)), self.dim)
         implants = self._implanted_points(companded)
         groups = points if implants is None else torch.cat([points, implants], -2)
-        hidden = self.to_bottleneck(groups.flatten(-2))
+        hidden = self.to_bottleneck(self._in(groups.flatten(-2)))
         mu, raw = at_least_float32(self.posterior(hidden)).reshape(*hidden.shape[:2], 2, self.slots, self.dim).unbind(2)
         bottleneck = unit_groups(hidden, self.dim)
         code = SimplexCode(log_scale, companded, points, bottleneck, mu, bounded_log_variance(raw), mu, grid)
@@ -152,9 +152,13 @@ class SimplexVAE(nn.Module):
         if not _LOG_SCALES[0] <= log_scale <= _LOG_SCALES[1]:
             raise ValueError(f"log_scale must be in [{_LOG_SCALES[0]:.4g}, {_LOG_SCALES[1]:.4g}], got {log_scale}")
         rows, columns = patch_grid(*size, self.patch_size)
-        like = self.posterior.bias
+        like = at_least_float32(self.posterior.bias.detach())
         z = standard_normal((count, rows * columns, self.slots, self.dim), like, generator)
         return self.decode(z, like.new_full(z.shape[:2], log_scale), (rows, columns))
+
+    def _in(self, numbers: Tensor) -> Tensor:
+        """Numbers in the dtype of the weights, lower than float32 where the whole network is."""
+        return numbers.to(self.posterior.weight.dtype)
 
     def _implanted_points(self, companded: Tensor) -> Tensor | None:
         """Points of patches u (B, L, P) to be appended to M, (B, L, V', D), unit rows; here none."""
@@ -162,9 +166,9 @@ class SimplexVAE(nn.Module):
 
     def _decode(self, z: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """û, H and the first hidden layer of the decoder."""
-        points = unit_groups(self.expand_latent(z.flatten(-2)), self.dim)
+        points = unit_groups(self.expand_latent(self._in(z.flatten(-2))), self.dim)
         condition = log_scale[..., None] / _LOG_SCALES[1]  # in [-1, 1]
-        hidden = self.decoder[:2](torch.cat([points.flatten(-2), condition], -1))
+        hidden = self.decoder[:2](self._in(torch.cat([points.flatten(-2), condition], -1)))
         return at_least_float32(self.decoder[2:](hidden)), points, hidden
 
 

@@ -83,10 +83,11 @@ class StackedCrossAttention(nn.Module):
         self.attention = StackedAttention(layer.attention)
 
     def forward(self, S: Tensor) -> Tensor:
-        """The gains 1 + α ⊙ tanh(·) for singular values (K, B, L, D), same shape."""
+        """The gains 1 + α ⊙ tanh(·) for singular values (K, B, L, D), same shape, at least float32."""
         mixed: Tensor = self.attention(self.norm(S.flatten(1, 2)), S.shape[1])
         strength = 0.2 * self.gate.sigmoid()
-        return (1 + strength[:, None] * mixed.tanh()).view(S.shape)
+        change = strength[:, None] * mixed.tanh()
+        return (1 + change.to(torch.promote_types(change.dtype, torch.float32))).view(S.shape)
 
 
 def stack_layers(network: nn.Module) -> None:

@@ -133,8 +133,8 @@ class SVDTaps(nn.Module):
                 f"{width}, got {config.rank}"
             )
         self.config = config
-        weights = torch.empty(len(config.layers), config.rank, width)
-        self.projections = nn.Parameter(nn.init.trunc_normal_(weights, std=0.02), requires_grad=False)
+        self.projections = nn.Parameter(torch.empty(len(config.layers), config.rank, width), requires_grad=False)
+        nn.init.trunc_normal_(self.projections, std=0.02)
         self.inputs = nn.ModuleList(HookPoint() for _ in config.layers)
         self.projected = HookPoint()
 

@@ -59,7 +59,9 @@ def eigenbasis(factor: Tensor, vectors: Tensor) -> Eigenbasis:
     Raises:
         ValueError: they are not square matrices of one shape.
     """
-    finite = _finite(factor) & _finite(vectors) if factor.shape == vectors.shape else torch.tensor(True)
+    finite = (
+        _finite(factor) & _finite(vectors) if factor.shape == vectors.shape else torch.tensor(True, dtype=torch.bool)
+    )
     if finite.all():
         values, ordered = sort_eigenbasis(vectors, factor)
         return Eigenbasis(factor, ordered, values)
@@ -144,7 +146,7 @@ def block_overlap(Q: Tensor, R: Tensor, most: int = 128) -> Tensor:
     squares = (Q.float().mT @ R.float()).square()
     squares = torch.nn.functional.pad(squares, (0, blocks * size - n) * 2)
     sums = squares.reshape(*squares.shape[:-2], blocks, size, blocks, size).sum((-3, -1))
-    columns = torch.full((blocks,), float(size), device=Q.device)
+    columns = torch.full((blocks,), float(size), dtype=squares.dtype, device=Q.device)
     columns[-1] = n - (blocks - 1) * size
     return (sums / torch.minimum(columns[:, None], columns)).sqrt().clamp_max(1)
 

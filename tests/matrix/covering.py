@@ -1,0 +1,63 @@
+"""Which cells there are, and the covering set that every change must pass."""
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from itertools import combinations, product
+
+import yaml
+
+from tests.matrix.cells import AVERAGES, CONFIGS, LOGGERS, PRECISIONS, Cell
+
+AXES = {
+    "precision": PRECISIONS,
+    "ranks": (1, 2),
+    "workers": (0, 2),
+    "logger": LOGGERS,
+    "accumulate": (1, 2),
+    "averaging": AVERAGES,
+}
+OVERLAID = {  # an overlay, and the experiments that it is added to
+    "callbacks/kv_check": ["demo"],
+    "cv/align_hand": ["svae_noise_small", "svae_cifar"],
+    "cv/soft_hand": ["svae_noise", "svae_freckles"],
+    "implant/random": ["vae_implanted"],
+    "implant/shuffled": ["vae_implanted"],
+    "optimizer/adamw": ["svae_cifar"],
+    "optimizer/muon": ["demo_svd", "vae_plain"],
+    "optimizer/rekls": ["svae_noise_small"],
+    "optimizer/soap": ["demo_svd", "svae_noise_small"],
+}
+OVERLAYS, BASES = [], []
+for path in sorted(CONFIGS.rglob("*.yaml")):
+    name = str(path.relative_to(CONFIGS).with_suffix(""))
+    (BASES if "data" in yaml.safe_load(path.read_text()) else OVERLAYS).append(name)
+EXPERIMENTS = BASES + [f"{base}+{overlay}" for overlay in OVERLAYS for base in OVERLAID[overlay]]
+
+
+def whole() -> Iterator[Cell]:
+    """Every experiment with every choice."""
+    for experiment, *chosen in product(EXPERIMENTS, *AXES.values()):
+        yield Cell(experiment, *chosen)
+
+
+def covering(experiment: str) -> list[Cell]:
+    """An experiment at every precision in one process, and at one of them on two ranks; the rest goes round.
+
+    Accumulation and averaging are one choice for all of them, so that they share a reference; over the experiments all
+    pairs of choices come up, which a test counts.
+    """
+    number = EXPERIMENTS.index(experiment)
+    shared = Cell(experiment, accumulate=1 + number % 2, averaging=AVERAGES[number // 2 % 3])
+    cells = [
+        replace(shared, precision=precision, workers=2 * ((number + turn) % 2), logger=LOGGERS[(number + turn) % 3])
+        for turn, precision in enumerate(PRECISIONS)
+    ]
+    turn = number // 2
+    both = replace(shared, precision=PRECISIONS[number % 5], workers=2 * (turn % 2), logger=LOGGERS[turn // 2 % 3])
+    return [*cells, replace(both, ranks=2)]
+
+
+def pairs(cells: list[Cell]) -> set[tuple[tuple[str, object], tuple[str, object]]]:
+    """Which two choices meet in some cell."""
+    names = [field.name for field in fields(Cell) if field.name != "experiment"]
+    return {((a, getattr(cell, a)), (b, getattr(cell, b))) for cell in cells for a, b in combinations(names, 2)}
