@@ -51,7 +51,7 @@ def run_name(trainer: Trainer, pl_module: LightningModule) -> str:
 
 def checkpoint_folder(trainer: Trainer) -> str:
     """Where a run keeps its checkpoints: as a callback says, else ``checkpoints`` in its folder; for all ranks."""
-    said = next((each.dirpath for each in trainer.checkpoint_callbacks if getattr(each, "dirpath", None)), None)
+    said = next(filter(None, (getattr(each, "dirpath", None) for each in trainer.checkpoint_callbacks)), None)
     decider = _decider(trainer)
     decided = decider.path if decider is not None else None
     return str(said or os.path.join(decided or trainer.log_dir or trainer.default_root_dir, "checkpoints"))

@@ -2,7 +2,7 @@
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary
-from lightning.pytorch.utilities.model_summary import summarize
+from lightning.pytorch.utilities.model_summary.model_summary import summarize
 from torch import nn
 from torchmetrics import Metric
 

@@ -79,8 +79,13 @@ class RunMetadataCallback(Callback):
                 record = RunMetadata.load(self._folder)
                 self._starts = [*record.resumed, *([record.card["start"]] if record.card else [])]
             card = self._card(trainer, pl_module)
-            kept = {"result": record.result, "evaluations": record.evaluations}
-            RunMetadata(card, resumed=tuple(self._starts), seconds=self._clock.seconds, **kept).save(self._folder)
+            RunMetadata(
+                card,
+                resumed=tuple(self._starts),
+                seconds=self._clock.seconds,
+                result=record.result,
+                evaluations=record.evaluations,
+            ).save(self._folder)
             self._starts = [*self._starts, card["start"]]
             configuration = yaml.safe_dump(card["configuration"], sort_keys=False, allow_unicode=True)
             _show(trainer, "run/metadata", card_text(card))

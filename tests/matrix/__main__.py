@@ -4,32 +4,13 @@ import argparse
 import json
 import multiprocessing
 import time
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
 from pathlib import Path
 
-from tests.ddp_pool import Pool
-from tests.matrix.cells import Cell, new_folder
+from tests.matrix.cells import Cell
 from tests.matrix.covering import EXPERIMENTS, covering, whole
-from tests.matrix.running import Result, Runner
+from tests.matrix.running import Result, forking_loaders, run_all
 from tests.matrix.table import PAGE, written
-
-
-def run_all(cells: Sequence[Cell], kept: str) -> list[Result]:
-    """Runs cells one after the other, and notes each in a file of lines."""
-    pool = Pool(ranks=2, timeout=120)
-    results = []
-    try:
-        with new_folder() as folder:
-            runner = Runner(Path(folder), pool.run)
-            for cell in cells:
-                results.append(runner.result(cell))
-                with Path(kept).open("a") as file:
-                    file.write(json.dumps([asdict(cell), *results[-1][1:]]) + "\n")
-    finally:
-        pool.close()
-    return results
 
 
 def main() -> None:
@@ -51,7 +32,8 @@ def main() -> None:
     size = 1 + len(missing) // (8 * given.jobs)
     parts = [missing[start : start + size] for start in range(0, len(missing), size)]
     begun = time.monotonic()
-    with ProcessPoolExecutor(given.jobs, mp_context=multiprocessing.get_context("spawn")) as executor:
+    started = {"mp_context": multiprocessing.get_context("spawn"), "initializer": forking_loaders}
+    with ProcessPoolExecutor(given.jobs, **started) as executor:
         for done in as_completed([executor.submit(run_all, part, str(results)) for part in parts]):
             known |= {result.cell: result for result in done.result()}
             print(f"{sum(c in known for c in wanted)} of {len(wanted)}, {time.monotonic() - begun:.0f} s", flush=True)

@@ -1,12 +1,20 @@
 """Runs cells in this process and on two ranks, each reference once."""
 
-from collections.abc import Callable
+import json
+import logging
+import multiprocessing
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+<<<<<<< .merge_file_0iW3Bf
 from tests.matrix.cells import Cell, Outcome, run, run_on_rank
 from tests.matrix.copies import Copies
+=======
+from tests.ddp_pool import Pool
+from tests.matrix.cells import Cell, Outcome, new_folder, run, run_on_rank
+>>>>>>> .merge_file_KyBLGL
 from tests.matrix.verdict import fault, mark
 
 
@@ -52,3 +60,25 @@ class Runner:
         if "epoch " in second.printed:
             return Outcome(fault="the second rank prints a table")
         return one
+
+
+def forking_loaders() -> None:
+    """Lets loaders of a process that was spawned start theirs as they would in any other."""
+    multiprocessing.set_start_method("fork", force=True)
+
+
+def run_all(cells: Sequence[Cell], kept: str) -> list[Result]:
+    """Runs cells one after the other, and notes each in a file of lines."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    pool = Pool(ranks=2, timeout=180)
+    results = []
+    try:
+        with new_folder() as folder:
+            runner = Runner(Path(folder), pool.run)
+            for cell in cells:
+                results.append(runner.result(cell))
+                with Path(kept).open("a") as file:
+                    file.write(json.dumps([asdict(cell), *results[-1][1:]]) + "\n")
+    finally:
+        pool.close()
+    return results

@@ -3,12 +3,12 @@
 import csv
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
+from jsonargparse import Namespace, dict_to_namespace
 from lightning.pytorch import Callback
 
 from eigenscope.adapters.lightning_names import ignore_existing_checkpoints, ignore_existing_logs
@@ -143,16 +143,15 @@ def _taken(begun: list[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
 
 def _set(trainer: Namespace, logger: Config, number: int, arguments: Mapping[str, Any]) -> None:
     if trainer.logger is None or trainer.logger is True:
-        trainer.logger = Namespace(
-            class_path=logger["class_path"], init_args=Namespace(**logger["init_args"] | arguments)
-        )
+        arguments = dict_to_namespace({**logger["init_args"], **arguments})
+        trainer.logger = dict_to_namespace({"class_path": logger["class_path"], "init_args": arguments})
         return
     target = trainer.logger[number] if isinstance(trainer.logger, list) else trainer.logger
     for name, value in arguments.items():
         target.init_args[name] = value
 
 
-def _rows(file: Path, count: int | None) -> Sequence[dict[str, str]] | Any:
+def _rows(file: Path, count: int | None) -> list[dict[str, str]]:
     """The first rows of a table of metrics; all of them if nobody counted."""
     if not file.exists():
         return []
