@@ -8,13 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-<<<<<<< .merge_file_0iW3Bf
 from tests.matrix.cells import Cell, Outcome, run, run_on_rank
 from tests.matrix.copies import Copies
-=======
 from tests.ddp_pool import Pool
 from tests.matrix.cells import Cell, Outcome, new_folder, run, run_on_rank
->>>>>>> .merge_file_KyBLGL
 from tests.matrix.verdict import fault, mark
 
 
