@@ -19,6 +19,7 @@ import yaml
 from torchvision.transforms.v2.functional import to_pil_image
 
 from eigenscope import cli
+from eigenscope.callbacks import TrainingInterrupted
 from eigenscope.cli import lightning_cli
 from eigenscope.nn import BatteryArray, BatteryEntry, save_batteries
 
@@ -162,6 +163,8 @@ def run(cell: Cell, folder: str) -> Outcome:
     except SystemExit:
         (line,) = [line for line in said.getvalue().splitlines() if line.startswith("error: ")]
         return Outcome(sentence=line.removeprefix("error: "))
+    except TrainingInterrupted:  # whoever sends a signal means all cells
+        raise
     except Exception as error:
         return _refused(error)
     finally:

@@ -56,7 +56,7 @@ def fault(cell: Cell, outcome: Outcome, reference: Outcome) -> str:
     if outcome.fault:
         return outcome.fault
     if outcome.sentence:
-        return ""
+        return "" if "--trainer." in outcome.sentence else f"names no option of the trainer: {outcome.sentence}"
     if reference.metrics is None:
         return f"its reference has no metrics: {reference.sentence or reference.fault}"
     return "; ".join(disagreements(cell, outcome, reference))
