@@ -56,4 +56,5 @@ class KeepsDtypes(nn.Module):
             result = fn(tensor)
             return result if result.dtype == tensor.dtype else tensor.to(result.device)
 
-        return super()._apply(moved, *args, **kwargs)  # type: ignore[no-untyped-call]
+        this: Self = super()._apply(moved, *args, **kwargs)  # type: ignore[no-untyped-call]
+        return this

@@ -20,6 +20,7 @@ from lightning.pytorch import Callback, Trainer
 from torchvision.transforms.v2.functional import to_pil_image
 
 from eigenscope import cli
+from eigenscope.callbacks import TrainingInterrupted
 from eigenscope.cli import lightning_cli
 from eigenscope.nn import BatteryArray, BatteryEntry, save_batteries
 
@@ -171,6 +172,8 @@ def run(cell: Cell, folder: str, *watching: Callback) -> Outcome:
     except SystemExit:
         (line,) = [line for line in said.getvalue().splitlines() if line.startswith("error: ")]
         return Outcome(sentence=line.removeprefix("error: "))
+    except TrainingInterrupted:  # whoever sends a signal means all cells
+        raise
     except Exception as error:
         return _refused(error)
     finally:

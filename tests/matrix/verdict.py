@@ -19,7 +19,14 @@ the output is rounded once, the weights once, and both pass a few layers and a d
 SINGLE = 2e-3  # of two ranks, other workers and loggers in single precision: means over the shards in another order
 COUNTED = ("acc", "acc5", "recall", "gap", "active_dimensions", "collapsed")
 FLIPS = 0.5  # of four samples two may change sides where a network is untrained and all classes are alike
-SAMPLED = ("geometry_", "cv_", "kv/", "kv_", "rotation/")  # of random matrices, of which ranks have their own
+SAMPLED = (
+    "train/loss_step",
+    "geometry_",
+    "cv_",
+    "kv/",
+    "kv_",
+    "rotation/",
+)  # of a rank's own batch, or of random matrices of its own
 
 
 def disagreements(cell: Cell, outcome: Outcome, reference: Outcome) -> list[str]:
@@ -59,7 +66,7 @@ def fault(cell: Cell, outcome: Outcome, reference: Outcome) -> str:
     if outcome.fault:
         return outcome.fault
     if outcome.sentence:
-        return ""
+        return "" if "--trainer." in outcome.sentence else f"names no option of the trainer: {outcome.sentence}"
     if reference.metrics is None:
         return f"its reference has no metrics: {reference.sentence or reference.fault}"
     return "; ".join(disagreements(cell, outcome, reference))
