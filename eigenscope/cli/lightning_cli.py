@@ -15,7 +15,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # its stub leaves it out
 
 from eigenscope import callbacks, renamed
-from eigenscope.adapters.lightning_names import GivenConfiguration, ignore_moved_checkpoints, quieten
+from eigenscope.adapters.lightning_names import (
+    GivenConfiguration,
+    ignore_absent_callbacks,
+    ignore_moved_checkpoints,
+    quieten,
+)
 from eigenscope.callbacks._output import written_folders
 from eigenscope.callbacks.resuming.run_provenance import RunProvenance
 from eigenscope.checkpoints import averages_in, read_checkpoint
@@ -160,6 +165,7 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
             note = check_network(checkpoint, path, now, _LINKED)
             lines = tuple(line for line in (note, averages_in(checkpoint)) if line)
             ignore_moved_checkpoints()  # where nothing is saved
+            ignore_absent_callbacks()  # nor trained
         weights = checkpoint["state_dict"].items()
         self._shapes = {name: tuple(weight.shape) for name, weight in weights if isinstance(weight, torch.Tensor)}
         for line in lines:
