@@ -349,7 +349,7 @@ def stopped_and_extended(folder, kind, stop, more):
     last = command(kind, f"--trainer.max_epochs={EPOCHS - 1}", *more, stop=stop)
     last = command(kind, f"--trainer.max_epochs={EPOCHS - 1}", *more, f"--ckpt_path={last}")
     ends.append(command(kind, f"--trainer.max_epochs={EPOCHS}", *more, f"--ckpt_path={last}"))
-    return differences(*map(read_checkpoint, ends))
+    return differences(*(read_checkpoint(Path(end)) for end in ends))
 
 
 def test_by_the_command_line_the_averages_are_validated_and_not_forgotten(tmp_path, monkeypatch, capsys):

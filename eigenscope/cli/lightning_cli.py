@@ -22,6 +22,7 @@ from eigenscope.adapters.jsonargparse_names import subcommand_parser
 from eigenscope.adapters.lightning_names import (
     GivenConfiguration,
     claim_versions,
+    ignore_absent_callbacks,
     ignore_moved_checkpoints,
     keep_signals,
     own_experiment,
@@ -233,6 +234,7 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
             note = check_network(checkpoint, path, now, _LINKED)
             lines = tuple(line for line in (note, averages_in(checkpoint)) if line)
             ignore_moved_checkpoints()  # where nothing is saved
+            ignore_absent_callbacks()  # nor trained
         weights = checkpoint["state_dict"].items()
         self._shapes = {name: tuple(weight.shape) for name, weight in weights if isinstance(weight, torch.Tensor)}
         for line in lines:

@@ -8,10 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.matrix.cells import Cell, Outcome, run, run_on_rank
-from tests.matrix.copies import Copies
 from tests.ddp_pool import Pool
 from tests.matrix.cells import Cell, Outcome, new_folder, run, run_on_rank
+from tests.matrix.copies import Copies
 from tests.matrix.verdict import fault, mark
 
 
