@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -148,7 +149,12 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
 
     def plain_config(self) -> dict[str, Any]:
         """The resolved configuration of the subcommand, as plain values."""
-        config: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))[self.config.subcommand]
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", r"\s*Unable to serialize instance"
+            )  # such as a device, which becomes a text
+            text = self.parser.dump(self.config, skip_unset=False)
+        config: dict[str, Any] = yaml.safe_load(text)[self.config.subcommand]
         return config
 
     def with_option(self, error: BaseException) -> str:
