@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -348,6 +349,7 @@ def _child(args: list[str], folder: Path, writer: int) -> NoReturn:
         os.close(writer)
         sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
         sys.argv = ["eigenscope", *args]
+        warnings.resetwarnings()  # under pytest they are errors
         try:
             cli.script()
             code = 0

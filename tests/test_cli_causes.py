@@ -130,7 +130,7 @@ def test_a_step_that_fails_keeps_its_traceback_and_says_which(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["eigenscope", *args, "--trainer.callbacks=[]"])
     with pytest.raises(RuntimeError, match="out of ideas") as error:
         cli.script()
-    assert error.value.__notes__ == ["It failed in train, epoch 0 (from 0), after 0 steps of the optimizer"]
+    assert error.value.__notes__ == ["It failed in training_step, epoch 0 (from 0), after 0 steps of the optimizer"]
 
 
 @pytest.mark.parametrize(

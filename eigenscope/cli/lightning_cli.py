@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -186,7 +187,9 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
     def plain_config(self, config: Namespace | None = None) -> dict[str, Any]:
         """The resolved configuration of the subcommand, or another, as plain values."""
         config = self.config if config is None else config
-        plain: dict[str, Any] = yaml.safe_load(self.parser.dump(config, skip_unset=False))[config.subcommand]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"\s*Unable to serialize instance")  # as of a device, which becomes text
+            plain: dict[str, Any] = yaml.safe_load(self.parser.dump(config, skip_unset=False))[config.subcommand]
         return plain
 
     def with_option(self, error: BaseException) -> str:

@@ -19,6 +19,7 @@ from eigenscope.cli.resume.compatibility import find_checkpoint
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EIO}
+_STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 _IN_WORKER = re.compile(r"Caught (\S+) in DataLoader worker process \d+")
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(?: is killed by signal: ([^.]+))?")
 
@@ -214,13 +215,15 @@ def add_step(error: BaseException) -> None:
     Args:
         error: with its traceback; it gets a note.
     """
-    trainers = (frame.f_locals.get("trainer") for frame, _ in traceback.walk_tb(error.__traceback__))
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    trainers = (frame.f_locals.get("trainer") for frame in frames)
     trainer = next((each for each in trainers if getattr(each, "fit_loop", None) is not None), None)
     if trainer is None:
         return
-    stage = "sanity check" if trainer.sanity_checking else getattr(trainer.state.stage, "value", "setup")
+    names = [frame.f_code.co_name for frame in frames]
+    where = next((name for name in reversed(names) if name in _STEPS), "setup")
     at = f"epoch {trainer.current_epoch} (from 0), after {trainer.global_step} steps of the optimizer"
-    error.add_note(f"It failed in {stage}, {at}")
+    error.add_note(f"It failed in {where}, {at}")
 
 
 def _is_from_jsonargparse(error: BaseException) -> bool:

@@ -41,7 +41,7 @@ def checked_sources(args: Sequence[str]) -> list[Source]:
         if sets <= _SECTIONS:
             names = listed([source.text for source in overlays])
             raise UsageError(
-                f"{names} changes parts of an experiment, and there is none: give one before, with --config"
+                f"{names} changes parts of an experiment, of which there is none: give a --config with one"
             )
     return found
 
