@@ -1,5 +1,6 @@
 """Lightning module of batteries: trains many small autoencoders at once, each on its own mixture of noise."""
 
+import zlib
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal, cast
 
@@ -92,6 +93,12 @@ class BatteryModule(EvaluatedModule):
         self.cross_errors = nn.ModuleDict({stage: CrossErrors(len(chosen), len(NOISE_TYPES)) for stage in _STAGES})
         self._seed = 0
         self._places: Tensor | None = None  # in this rank's batch, of the latest step
+
+    @property
+    def protocol(self) -> str:
+        """What validation scores are taken over, for the scoreboard: others over other mixtures are not comparable."""
+        digest = zlib.crc32(repr(self.mixtures).encode())
+        return f"{len(self.mixtures)} batteries, each on its own mixture ({digest:08x})"
 
     @property
     def batteries(self) -> BatteryArray:

@@ -77,3 +77,47 @@ class OperationRecorder(TorchDispatchMode):
 @pytest.fixture
 def operation_recorder():
     return OperationRecorder
+
+
+@pytest.fixture
+def hparams_page():
+    """Reads TensorBoard's HPARAMS page of a folder."""
+    return read_hparams_page
+
+
+def read_hparams_page(folder):
+    """What the HPARAMS page shows: parameters and figures of each row, and the names of the columns in their order."""
+    from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+    from tensorboard.context import RequestContext
+    from tensorboard.plugins.base_plugin import TBContext
+    from tensorboard.plugins.hparams import api_pb2
+    from tensorboard.plugins.hparams.backend_context import Context
+    from tensorboard.plugins.hparams.list_session_groups import Handler
+
+    multiplexer = EventMultiplexer()
+    multiplexer.AddRunsFromDirectory(str(folder))
+    multiplexer.Reload()
+    context = Context(TBContext(data_provider=MultiplexerDataProvider(multiplexer, str(folder))))
+    request = RequestContext()
+    metadata = context.hparams_metadata(request, "")
+    experiment = context.experiment_from_metadata(
+        request, "", True, metadata, context.hparams_from_data_provider(request, "", 0)
+    )
+    columns = [info.name for info in experiment.hparam_infos], [info.name.tag for info in experiment.metric_infos]
+    asked = api_pb2.ListSessionGroupsRequest(
+        start_index=0,
+        slice_size=100,
+        allowed_statuses=[api_pb2.STATUS_SUCCESS],
+        col_params=[api_pb2.ColParams(metric=info.name) for info in experiment.metric_infos],
+        include_metrics=True,
+    )
+    groups = Handler(request, context, "", asked).run().session_groups
+    found = [
+        (
+            {name: value.string_value or value.number_value for name, value in group.hparams.items()},
+            {metric.name.tag: metric.value for metric in group.metric_values},
+        )
+        for group in groups
+    ]
+    return found, columns

@@ -39,7 +39,8 @@ FIT = [
     "--model.init_args.lr_scheduler.init_args.total_steps=3",
     "--trainer.limit_val_batches=1",
     "--trainer.log_every_n_steps=1",
-    "--trainer.callbacks=[EpochTable, {class_path: ResumeCheckpoint, init_args: {every_n_steps: 1}}]",
+    "--trainer.callbacks=[EpochTable, LearningRateMonitor]",  # which logs in a step before its checkpoint is saved
+    "--trainer.callbacks+={class_path: ResumeCheckpoint, init_args: {every_n_steps: 1}}",
 ]
 LINES = {
     "help": ["fit", "--help"],

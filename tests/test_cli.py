@@ -17,13 +17,14 @@ from filelock import FileLock
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from eigenscope import cli
-from eigenscope.cli import lightning_cli
-from eigenscope.cli.compare import PlannedRun
+from eigenscope.cli import lightning_cli, planned_run
+from eigenscope.cli.planned_run import PlannedRun
 from eigenscope.lightning_modules import ImageClassificationModule
 from eigenscope.results import RunMetadata, read_scoreboard
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DEMO = str(CONFIGS / "demo.yaml")
+SVAE = str(CONFIGS / "svae_noise_small.yaml")
 NET = "--model.init_args.net.init_args"
 
 
@@ -222,9 +223,24 @@ def compare(tmp_path, *more, arms=(DEMO, str(CONFIGS / "demo_svd.yaml"))):
     return cli.main(["compare", *configs, "--dir", str(tmp_path / "study"), *small(tmp_path, epochs=1), *taps, *more])
 
 
-def test_compare_trains_each_arm_and_seed_once(tmp_path, capfd):
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Runs of ``compare`` without processes of their own, which other tests have; the command lines they would get."""
+    commands = []
+
+    def run(command, is_ready):
+        commands.append(command)
+        assert command[:3] == [sys.executable, "-m", "eigenscope"]
+        cli.main(command[3:])
+        return 0, None
+
+    monkeypatch.setattr(planned_run, "run_child", run)
+    return commands
+
+
+def test_compare_trains_each_arm_and_seed_once_in_turns(tmp_path, capfd, in_this_process):
     base, taps = compare(tmp_path, "--seeds", "0", "1")
-    first = capfd.readouterr().out
+    first, before = capfd.readouterr()
     results = {
         (arm, seed): RunMetadata.load(next((tmp_path / "study" / arm).glob(f"seed{seed}-*/"))).result
         for arm in ("demo", "demo_svd")
@@ -234,30 +250,47 @@ def test_compare_trains_each_arm_and_seed_once(tmp_path, capfd):
     mean = sum(results["demo_svd", seed].best[0] - results["demo", seed].best[0] for seed in (0, 1)) / 2
     assert taps.best.difference.mean == pytest.approx(100 * mean)
     assert taps.parameters > base.parameters
-    for word in ("Head-to-head", "demo_svd − demo", "[4/4] demo_svd seed 1", " left", "Scoreboard (runs/scoreboard"):
+    turns = ["demo seed 0", "demo_svd seed 0", "demo_svd seed 1", "demo seed 1"]
+    assert re.findall(r"^\[\d/4\] (.*?)(?:, about .* left)?$", first, re.MULTILINE) == turns
+    assert len(re.findall(" left$", first, re.MULTILINE)) == 3 + 4  # and the heads of the epoch tables
+    for word in ("Head-to-head", "demo_svd − demo", "Scoreboard (runs/scoreboard.csv), the rows of these runs"):
         assert word in first
+    assert re.search(r"^layers +– +\[2, 3, 4\]$", first, re.MULTILINE)  # in what the arms differ
+    assert f"in this order: {', '.join(turns)}." in first
+    assert "did not take turns" not in first
+    assert "Warning" not in first.replace("Warning: other processes", "") + before
     saved = json.loads((tmp_path / "study" / "demo-vs-demo_svd.json").read_text())
     assert saved["arms"][1]["best"]["difference"]["mean"] == taps.best.difference.mean
     assert (tmp_path / "study" / "demo-vs-demo_svd.txt").read_text().strip() in first
+    board = read_scoreboard(tmp_path / "runs" / "scoreboard.csv")
+    assert {row["label"].partition("; ")[0] for row in board} == {"width=16"}
 
+    assert len(in_this_process) == 4
     assert compare(tmp_path, "--seeds", "0", "1") == [base, taps]
-    second = capfd.readouterr().out
-    assert second.count("already finished") == 4
-    assert "train acc %" not in second
-    assert "Warning" not in first + second
+    assert capfd.readouterr().out.count("already finished") == 4
+    assert len(in_this_process) == 4
 
     (record,) = (tmp_path / "study" / "demo_svd").glob("seed1-*/run.json")
     content = json.loads(record.read_text())
     content["card"]["versions"]["torch"] = "another"
+    content["result"] |= {"validated": "1 of 2 batches of 50", "others": 1.25, "busy": True}
     record.write_text(json.dumps(content))
     compare(tmp_path, "--seeds", "0", "1")
-    warning = f"same torch: {torch.__version__} (demo seed 0, demo_svd seed 0, demo seed 1); another (demo_svd seed 1)"
-    assert warning in capfd.readouterr().out
-    assert warning in (tmp_path / "study" / "demo-vs-demo_svd.txt").read_text()
+    printed = capfd.readouterr().out
+    rest = "demo seed 0, demo_svd seed 0, demo seed 1"
+    for warning in (
+        f"same torch: {torch.__version__} ({rest}); another (demo_svd seed 1)",
+        f"on the same part of the validation set: all of it ({rest}); 1 of 2 batches of 50 (demo_svd seed 1)",
+        "demo_svd seed 1 (1.2 cores)",
+    ):
+        assert warning in printed
+        assert warning in (tmp_path / "study" / "demo-vs-demo_svd.txt").read_text()
+    assert "Warning: other processes kept the machine busy during " in printed
 
 
-def test_compare_trains_again_what_changed_or_did_not_finish(tmp_path, capfd):
+def test_compare_trains_again_what_changed_or_did_not_finish(tmp_path, capfd, in_this_process):
     compare(tmp_path, arms=(DEMO,))
+    assert "One seed gives no standard deviation and no interval" in capfd.readouterr().out
     (result,) = (tmp_path / "study" / "demo").glob("*/run.json")
     result.unlink()
     (result.parent / "half").write_text("left behind")
@@ -271,20 +304,36 @@ def test_compare_trains_again_what_changed_or_did_not_finish(tmp_path, capfd):
     assert len(list((tmp_path / "study" / "demo").glob("*/run.json"))) == 2
 
 
-def test_compare_layers_files_of_one_arm(tmp_path, capfd):
-    layer = tmp_path / "smooth.yaml"
+def test_compare_tells_arms_of_one_name_apart_and_says_what_does_not_compare(tmp_path, capfd, in_this_process):
+    layer, other = tmp_path / "smooth.yaml", tmp_path / "mine" / "smooth.yaml"
+    other.parent.mkdir()
     layer.write_text("model: {init_args: {label_smoothing: 0.1}}\n")
-    args = ["compare", "--config", DEMO, str(layer), "--dir", "study", *small(tmp_path, epochs=1)]
-    (arm,) = cli.main(args)
-    assert arm.name == "demo+smooth"
-    asked = yaml.safe_load(next((tmp_path / "study" / arm.name).glob("*.yaml")).read_text())
+    other.write_text("model: {init_args: {label_smoothing: 0.1}}\ndata: {init_args: {seed: 7}}\n")
+    args = ["--dir", "study", *small(tmp_path, epochs=1)]
+    arms = cli.main(["compare", "--config", DEMO, str(layer), "--config", DEMO, str(other), *args])
+    printed, before = capfd.readouterr()
+    names = [f"demo+{tmp_path.name}-smooth", "demo+mine-smooth"]
+    assert [arm.name for arm in arms] == names
+    asked = yaml.safe_load(next((tmp_path / "study" / names[0]).glob("*.yaml")).read_text())
     assert asked["model"]["init_args"]["label_smoothing"] == 0.1
+    apart = f"not of the same images: they differ in data.seed ({names[0]} 0, {names[1]} 7)"
+    assert apart in before
+    assert apart in printed
+    assert "Warning: these runs were not made with the same data" in printed
+    assert printed.partition("Scoreboard (")[2].count("protocol test") == 2  # two boards
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--config", DEMO, "--config", DEMO], "every arm needs files of another name"),
+        (["--config", DEMO, "--config", DEMO], "is given twice; every arm needs files of another name"),
+        (["--config", DEMO, "--seeds", "0", "-1"], "--seeds: a seed must be from 0 to 4294967295, got -1"),
+        (["--config", DEMO, "--seed", "1"], "error: compare: --seed is unknown; did you mean --seeds?"),
+        (["--config", DEMO, "--ckpt_path=x"], "compare trains every run from its beginning"),
+        (
+            ["--config", DEMO, "--config", SVAE],
+            "one score, the monitor of their Scoreboard, got demo by max val/acc; svae_",
+        ),
         (["--config", DEMO, "--seeds", "1", "1"], "every seed once"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--config", DEMO, "--trainer.max_epoch", "3"], "max_epoch"),
@@ -414,6 +463,18 @@ def test_compare_is_not_for_torchrun(tmp_path, monkeypatch, capfd, variable):
     with pytest.raises(SystemExit):
         compare(tmp_path, arms=(DEMO,))
     assert "not under torchrun" in capfd.readouterr().err
+
+
+def test_compare_helps_as_much_as_fit(capsys):
+    for args, words in (
+        (["--help"], ["--seeds SEED", "examples:", "DIR/A-vs-B.txt", "--trainer.max_epochs MAX_EPOCHS", "--data.help"]),
+        (["--model.help", "ImageClassificationModule"], ["--model.label_smoothing"]),
+    ):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["compare", *args])
+        printed = capsys.readouterr().out
+        assert end.value.code == 0
+        assert not [word for word in words if word not in printed]
 
 
 def test_help_names_every_subcommand():

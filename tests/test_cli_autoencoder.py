@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from eigenscope import cli
+from eigenscope.callbacks import NonFiniteError
+from eigenscope.cli import planned_run
 from eigenscope.lightning_modules import SpectralAutoencoderModule
+from eigenscope.results import RunMetadata, read_scoreboard
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SVAE = str(CONFIGS / "svae_noise_small.yaml")
@@ -69,7 +73,15 @@ def test_the_small_autoencoder_learns_what_can_be_compressed(tmp_path):
     assert abs(figures["geometry_M/cv_untrained"] - figures["geometry_M/cv_random"]) < 0.1
 
 
-def test_compare_says_which_runs_were_stopped_and_goes_on(tmp_path, capfd):
+def test_compare_says_which_runs_were_stopped_and_goes_on(tmp_path, capfd, monkeypatch):
+    def run(command, is_ready):  # without a process of its own
+        try:
+            cli.main(command[3:])
+        except (NonFiniteError, torch.linalg.LinAlgError):
+            return 1, None
+        return 0, None
+
+    monkeypatch.setattr(planned_run, "run_child", run)
     wild = tmp_path / "wild.yaml"
     wild.write_text("model: {init_args: {optimizer: {init_args: {lr: 1.0e+20}}}}")
     arms = ["--config", SVAE, str(wild), "--config", SVAE, "--dir", str(tmp_path / "study")]
@@ -77,10 +89,46 @@ def test_compare_says_which_runs_were_stopped_and_goes_on(tmp_path, capfd):
     (summary,) = cli.main(["compare", *arms, *sizes])
     printed = capfd.readouterr().out
     assert summary.name == "svae_noise_small"
-    (line,) = [line for line in printed.splitlines() if line.startswith("svae_noise_small+wild  ")]
+    (line,) = [line for line in printed.splitlines() if re.match(r"svae_noise_small\+wild +0 +1 ", line)]
     assert re.match(r"svae_noise_small\+wild +0 +1 +the first tensor that is not finite is '", line)
+    assert re.search(r"^lr +1e20 +1e-3$", printed, re.MULTILINE)
     cli.main(["compare", *arms, *sizes])
     assert "svae_noise_small+wild seed 0: already stopped at step 1" in capfd.readouterr().out
+
+
+def test_runs_of_one_experiment_are_told_apart(tmp_path, capsys, hparams_page):
+    """On the scoreboard, whose rows on other data stand apart, in the table of epochs, the record and HPARAMS."""
+    sizes = [f"{NET}.hidden=8", f"{NET}.depth=0"]
+    lines = {"version_0": [], "version_1": ["--config", CV], "version_2": ["--data.init_args.clamp=null"]}
+    for line in lines.values():
+        cli.main(svae(*sizes, *line))
+    *_, printed = capsys.readouterr().out.partition("Scoreboard (runs/scoreboard.csv)")
+    printed = printed.rpartition("Scoreboard (runs/scoreboard.csv)")[2]
+    common, clamped, others, *_, own = printed.strip().split("\n\n")
+    assert common.startswith("In every row: hidden=8, depth=0, image_size=8, ")
+    assert re.search(r"^→ svae_noise_small clamp=null +0 .* version_2 ", clamped, re.MULTILINE)
+    assert {line.strip().partition("  ")[0] for line in others.splitlines()[3:]} == {
+        "svae_noise_small",
+        "svae_noise_small + cv/align_hand",
+    }
+    for board in (clamped, others):
+        assert re.match(r"HeavyTailedNoiseDataModule, train \w+ \(64 samples\), val .*; protocol 16 types\n", board)
+    assert re.match(r"This run: svae_noise_small hidden=8, .* clamp=null, .*, in runs/svae_noise_small/version_2$", own)
+    labels = [row["label"] for row in read_scoreboard(tmp_path / "runs" / "scoreboard.csv")]
+    assert len(set(labels)) == 3
+    for version, label in zip(lines, labels, strict=True):
+        folder = tmp_path / "runs" / "svae_noise_small" / version
+        assert "; ".join(RunMetadata.load(folder).result.label) == label
+        assert yaml.safe_load((folder / "config.yaml").read_text())["label"] == label.split("; ")
+
+    rows, (columns, _) = hparams_page(tmp_path / "runs")
+    assert columns[:2] == ["Differs by", "clamp"]
+    assert [(row["Differs by"], row.get("clamp")) for row, _ in rows] == [
+        ("–", 4.0),
+        ("+ cv/align_hand", 4.0),
+        ("clamp=null", None),
+    ]
+    assert [type(rows[0][0][name]) for name in ("seed", "lr", "hidden", "samples_per_epoch")] == [float] * 4
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")

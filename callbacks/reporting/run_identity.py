@@ -27,6 +27,11 @@ def only_watches(kind: Any) -> bool:
     return said is False or (said is None and isinstance(kind, type) and issubclass(kind, _WATCHING))
 
 
+def experiment_name(trainer: Trainer, pl_module: LightningModule) -> str:
+    """What the experiment is called: as its logger says, or like its module's class."""
+    return str(trainer.logger.name if trainer.logger is not None else type(pl_module).__name__)
+
+
 def run_label(trainer: Trainer) -> tuple[str, ...]:
     """What the run has otherwise than its configuration file; empty if it was not started with one."""
     label = (_configuration(trainer) or {}).get("label") or ()
@@ -39,11 +44,14 @@ def run_settings(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]
     From Python, where there is no configuration, the hyperparameters that module and data module have saved.
     """
     watching = {type(callback).__name__ for callback in callbacks_of(trainer) if only_watches(type(callback))}
-    configuration = _configuration(trainer) or hyperparameters(pl_module, getattr(trainer, "datamodule", None))
+    configuration = _configuration(trainer)
+    if configuration is None:
+        saved = hyperparameters(pl_module, getattr(trainer, "datamodule", None))
+        configuration = {part: {k: v for k, v in each.items() if k != "class"} for part, each in saved.items()}
     return flat_settings(configuration, watching)
 
 
-def run_data(trainer: Trainer, settings: dict[str, Any]) -> str:
+def run_data(trainer: Trainer) -> str:
     """What the run was trained and validated on: the data module, and the digests of its sets or else its arguments."""
     data: Any = getattr(trainer, "datamodule", None)
     if data is None:
@@ -59,11 +67,12 @@ def run_data(trainer: Trainer, settings: dict[str, Any]) -> str:
 
 def validated_part(trainer: Trainer) -> str:
     """Which part of the validation set the score is of; empty if it is the whole."""
-    found = "" if not trainer.overfit_batches else f"overfit to {trainer.overfit_batches} batches"
-    loaders: Any = trainer.val_dataloaders
+    overfit: float = getattr(trainer, "overfit_batches", 0)
+    found = "" if not overfit else f"overfit to {overfit} batches"
+    loaders: Any = trainer.val_dataloaders or []
     loaders = loaders if isinstance(loaders, (list, tuple)) else [loaders]
     try:
-        whole = sum(len(loader) for loader in loaders)
+        whole: float = sum(len(loader) for loader in loaders)
     except TypeError:  # a stream without an end
         whole = float("inf")
     used = sum(trainer.num_val_batches)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,14 +11,17 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from eigenscope.adapters.lightning_names import callbacks_of, tag_prefix
-from eigenscope.adapters.tensorboard_names import write_hparams
+from eigenscope.adapters.tensorboard_names import HParamsRow
 from eigenscope.callbacks._output import tensorboard_loggers
 from eigenscope.callbacks.reporting.epoch_recorder import EpochRecorder
+from eigenscope.callbacks.reporting.hparams_page import LABEL, SEPARATOR, add_to_page
+from eigenscope.callbacks.reporting.run_identity import run_label, run_settings
 from eigenscope.charts import Chart, Layout, dashboard, joined, present
 from eigenscope.optim.eigenbases.tracked_parameters import optimizer_parts
 from eigenscope.protocols import HasCharts
 from eigenscope.results import scored
 from eigenscope.results.hyperparameters import flat_hyperparameters
+from eigenscope.results.settings import short_names
 
 _FIRST = ("batch_size", "lr", "net", "optimizer", "seed")
 
@@ -29,13 +33,15 @@ class TensorBoardLayout(Callback):
     of what this run has logged, and the learning rates of a ``LearningRateMonitor``. It is written after the first
     epoch, and again after epochs, and at the end, in which charts or tags have come in: TensorBoard shows the latest.
 
-    The row is written when a fit comes to its end. Its columns are scalars with short names: classes of module,
-    network, data and optimizer, rates, batch size over all ranks, precision, clipping, accumulation, ranks, seed,
-    number of parameters and, where the module was built from a configuration, its arguments and its network's (see
-    :func:`~eigenscope.results.hyperparameters.flat_hyperparameters`). Its metrics are, if a callback such as
-    ``Scoreboard`` judges epochs by a score, ``run/best_score`` and ``run/last_score``, which are logged then, as is
-    ``run/epochs``; and the latest metrics ``val/*``, or ``train/*`` where nothing was validated. A run that is resumed
-    in its folder keeps its row: metrics are renewed, columns stay those of the first time.
+    The row is written when a fit comes to its end. Its columns are scalars with short names: what the run has otherwise
+    than its configuration file, classes of module, network, data and optimizer, rates, batch size over all ranks,
+    precision, clipping, accumulation, ranks, seed, number of parameters, the module's arguments and its network's (see
+    :func:`~eigenscope.results.hyperparameters.flat_hyperparameters`), and all other settings that its result depends
+    on; what is null has an empty cell. Columns in which the runs of the experiment differ are shown first, see
+    :mod:`eigenscope.callbacks.reporting.hparams_page`. Its metrics are, if a callback such as ``Scoreboard`` judges
+    epochs by a score, ``run/best_score`` and ``run/last_score``, which are logged then, as is ``run/epochs``; and the
+    latest metrics ``val/*``, or ``train/*`` where nothing was validated. A run that is resumed in its folder renews its
+    row.
 
     Training is not touched: what was logged is read, on all ranks, since reading a mean over ranks adds it up; rank
     zero writes. Without a TensorBoard logger nothing happens.
@@ -102,9 +108,11 @@ class TensorBoardLayout(Callback):
             figures = {"run/best_score": score.best(known)[0], "run/last_score": known[-1][0], **figures}
         board.log_metrics(figures, step=trainer.global_step)
         stage = "val/" if any(name.startswith("val/") for name in logged) else "train/"
-        figures |= {name: value for name, value in logged.items() if name.startswith(stage)}
-        named = {tag_prefix(board) + name: value for name, value in figures.items()}
-        write_hparams(board.experiment, row, named, _FIRST)
+        named = [tag_prefix(board) + name for name in (*figures, *(name for name in logged if name.startswith(stage)))]
+        board.experiment.flush()
+        columns = _cells(run_settings(trainer, pl_module)) | row
+        columns |= {LABEL: SEPARATOR.join(label)} if (label := run_label(trainer)) else {}
+        add_to_page(Path(board.log_dir), Path(board.save_dir), HParamsRow(columns, named), _FIRST)
 
 
 def _charts(parts: Iterable[Any], logged: Collection[str], noted: Collection[str]) -> list[Chart]:
@@ -133,10 +141,21 @@ def _live(trainer: Trainer, pl_module: LightningModule) -> dict[str, str | float
         "clip": trainer.gradient_clip_val,
         "accumulate": trainer.accumulate_grad_batches,
         "ranks": trainer.world_size,
-        "seed": os.environ.get("PL_GLOBAL_SEED"),
+        "seed": int(seed) if (seed := os.environ.get("PL_GLOBAL_SEED")) is not None else None,
         "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
     }
-    return flat_hyperparameters(found)
+    return _present(flat_hyperparameters(found))
+
+
+def _cells(settings: Mapping[str, Any]) -> dict[str, str | float]:
+    """All settings by their short names."""
+    names = short_names(settings, settings)
+    return _present(flat_hyperparameters({names[path]: value for path, value in settings.items()}))
+
+
+def _present(row: Mapping[str, str | float]) -> dict[str, str | float]:
+    """Without what is null: numbers beside a word would not be numbers."""
+    return {name: value for name, value in row.items() if value != "none"}
 
 
 def _rates(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -59,7 +59,7 @@ class ContinuedBoard(Callback):
 
 
 def _event_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("events.out.tfevents.*"))
+    return sorted(folder.glob("events.out.tfevents.[0-9]*"))  # without the one of the HPARAMS page
 
 
 def _place(event: Any) -> tuple[int, tuple[str, ...]]:

@@ -1,12 +1,16 @@
 """Names of TensorBoard, and of torch's writer for it, that their documentation does not promise."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eigenscope.adapters import Library, MissingNameError, report_fallback
 
 _TENSORBOARD, _TORCH = Library("tensorboard"), Library("torch")
+_NO_ROW = "the run has no row on TensorBoard's HPARAMS page"
 
 
 def read_events(files: Iterable[Path]) -> Iterator[tuple[Any, bool]]:
@@ -36,30 +40,74 @@ def write_events(writer: Any, events: Iterable[Any]) -> None:
         file.add_event(event, event.step, event.wall_time)
 
 
-def write_hparams(writer: Any, row: Mapping[str, Any], metrics: Mapping[str, float], first: Collection[str]) -> None:
-    """Writes a row of the HPARAMS page into the run's own folder, by torch's ``SummaryWriter``.
+#: The event file of a run's row on the HPARAMS page, which TensorBoard reads after the run's others.
+HPARAMS_FILE = "events.out.tfevents.hparams"
 
-    Nothing, and a note on stderr, where a name is gone. Unlike the writer's ``add_hparams`` this opens no other run,
-    and unlike Lightning's logger it repeats no metric as a scalar.
+Cell = str | float | bool
+
+
+@dataclass(frozen=True)
+class HParamsRow:
+    """A row of the HPARAMS page: columns, and the tags of the scalars that are its metrics."""
+
+    columns: Mapping[str, Cell]
+    metrics: Sequence[str]
+
+
+def read_hparams(file: Path) -> HParamsRow | None:
+    """The row that :func:`write_hparams` wrote; None if there is none, or, with a note on stderr, if a name is gone."""
+    try:
+        data = _TENSORBOARD.get("tensorboard.plugins.hparams.plugin_data_pb2", "HParamsPluginData")
+    except MissingNameError as missing:
+        report_fallback(_NO_ROW, missing)
+        return None
+    columns: dict[str, Cell] = {}
+    metrics: list[str] = []
+    for event, _ in read_events([file]):
+        for value in event.summary.value:
+            content = data.FromString(value.metadata.plugin_data.content)
+            metrics += [info.name.tag for info in content.experiment.metric_infos]
+            for name, cell in content.session_start_info.hparams.items():
+                columns[name] = getattr(cell, cell.WhichOneof("kind"))
+    return HParamsRow(columns, metrics) if columns else None
+
+
+def write_hparams(file: Path, row: HParamsRow, columns: Mapping[str, tuple[type, bool]]) -> None:
+    """Writes a row of the HPARAMS page as an event file of its own, whole or not at all.
+
+    Nothing, and a note on stderr, where a name is gone. Unlike the ``add_hparams`` of torch's writer this opens no
+    other run, and repeats no metric as a scalar.
 
     Args:
-        writer: a ``SummaryWriter``.
-        row: the columns.
-        metrics: by their tags.
-        first: columns that are seen without a click: TensorBoard shows five, those that differ before the others.
+        file: named :data:`HPARAMS_FILE`, in the run's folder.
+        row: of the run.
+        columns: all that the page is to have, with their type, ``float``, ``bool`` or ``str``, and whether runs differ
+            in it: TensorBoard shows five columns at first, those before the others.
     """
     try:
         hparams = _TORCH.get("torch.utils.tensorboard.summary", "hparams")
         data = _TENSORBOARD.get("tensorboard.plugins.hparams.plugin_data_pb2", "HParamsPluginData")
-        file = _TORCH.get(writer, "file_writer")
+        api = _TENSORBOARD.get("tensorboard.plugins.hparams", "api_pb2")
+        event = _TENSORBOARD.get("tensorboard.compat.proto.event_pb2", "Event")
+        writer = _TENSORBOARD.get("tensorboard.summary.writer.record_writer", "RecordWriter")
     except MissingNameError as missing:
-        report_fallback("the run has no row on TensorBoard's HPARAMS page", missing)
+        report_fallback(_NO_ROW, missing)
         return
-    columns, start, end = hparams(dict(row), dict(metrics))
-    plugin = columns.value[0].metadata.plugin_data
+    types = {float: api.DATA_TYPE_FLOAT64, bool: api.DATA_TYPE_BOOL, str: api.DATA_TYPE_STRING}
+    types = {float: api.DATA_TYPE_FLOAT64, bool: api.DATA_TYPE_BOOL, str: api.DATA_TYPE_STRING}
+    summaries = hparams(dict(row.columns), dict.fromkeys(row.metrics, 0.0))  # of the metrics the tags alone are written
+    plugin = summaries[0].value[0].metadata.plugin_data
     content = data.FromString(plugin.content)
-    for column in content.experiment.hparam_infos:
-        column.differs = column.name in first
+    del content.experiment.hparam_infos[:]
+    for name, (kind, differs) in columns.items():
+        content.experiment.hparam_infos.add(name=name, type=types[kind], differs=differs)
     plugin.content = content.SerializeToString()
-    for summary in (columns, start, end):
-        file.add_summary(summary)
+    aside = file.with_name(f".hparams.{os.getpid()}.part")
+    try:
+        with aside.open("wb") as open_file:
+            records, now = writer(open_file), time.time()
+            for part in ({"file_version": "brain.Event:2"}, *({"summary": summary} for summary in summaries)):
+                records.write(event(wall_time=now, **part).SerializeToString())
+        os.replace(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)

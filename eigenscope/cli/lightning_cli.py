@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # its stub leaves it out
 
 from eigenscope import callbacks, renamed
+from eigenscope.adapters.jsonargparse_names import subcommand_parser
 from eigenscope.adapters.lightning_names import GivenConfiguration, ignore_moved_checkpoints, quieten
 from eigenscope.callbacks._output import written_folders
 from eigenscope.callbacks.resuming.run_provenance import RunProvenance
@@ -146,13 +147,13 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
 
         def of_files(files: list[str]) -> Any:
             try:
-                return plain(parser.parse_args(["fit", *files], env=False))
+                return plain(parser.parse_args(["fit", *files]))
             except UsageError:  # they hold no whole configuration
                 return None
             finally:
                 parser.args = given  # which errors name
 
-        return run_label(given, plain(self.config), of_files, parser.default_env)
+        return run_label(given, plain(self.config), of_files)
 
     def before_instantiate_classes(self) -> None:
         """Replaces bf16 by fp32 where the device would only emulate it, and says so; looks at the checkpoint.
@@ -263,11 +264,11 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
 
 
 class _Parsed(Exception):
-    """Carries the resolved configuration out of the constructor of :class:`_ParseOnly`."""
+    """Carries what was asked for out of the constructor of :class:`EigenscopeCLI`."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, found: Any) -> None:
         super().__init__()
-        self.config = config
+        self.found = found
 
 
 class _ParseOnly(EigenscopeCLI):
@@ -276,16 +277,31 @@ class _ParseOnly(EigenscopeCLI):
         raise _Parsed(yaml.safe_load(parser.dump(self.config, skip_unset=False))["fit"])
 
 
+class _ParserOnly(EigenscopeCLI):
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        raise _Parsed(subcommand_parser(parser, "fit"))
+
+
 def resolve(args: list[str]) -> dict[str, Any]:
     """The full configuration that ``fit`` would run with these arguments, as plain values.
 
     Raises:
         UsageError: they cannot be understood.
     """
+    found: dict[str, Any] = _found(_ParseOnly, ["fit", *with_shipped_configs(args)])
+    return found
+
+
+def fit_parser() -> Any:
+    """The parser of ``fit``."""
+    return _found(_ParserOnly, ["fit"])
+
+
+def _found(kind: type[EigenscopeCLI], args: list[str]) -> Any:
     try:
-        _ParseOnly(["fit", *with_shipped_configs(args)])
+        kind(args)
     except _Parsed as parsed:
-        return parsed.config
+        return parsed.found
     raise RuntimeError("the parser returned without a configuration")
 
 
@@ -304,7 +320,7 @@ def main(args: list[str] | None = None) -> Any:
     quieten()
     try:
         args = with_shipped_configs(sys.argv[1:] if args is None else args)
-        return compare_main(args[1:], resolve) if args[:1] == ["compare"] else EigenscopeCLI(args)
+        return compare_main(args[1:], resolve, fit_parser) if args[:1] == ["compare"] else EigenscopeCLI(args)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

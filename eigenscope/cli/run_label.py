@@ -26,13 +26,11 @@ from eigenscope.results.settings import (
 Config = Mapping[str, Any]
 
 
-def run_label(
-    args: Sequence[str], now: Config, resolve: Callable[[list[str]], Config | None], environment: bool = False
-) -> list[str]:
+def run_label(args: Sequence[str], now: Config, resolve: Callable[[list[str]], Config | None]) -> list[str]:
     """What a fit has otherwise than its first configuration file, in parts.
 
     First what the file is called if the run is called otherwise, then ``+ name`` of each further file, then each
-    setting that options or the environment have changed: ``clamp=null``. A setting goes by the end of its dotted name
+    setting that options have changed: ``clamp=null``. A setting goes by the end of its dotted name
     that no other has. Where files are, what is shown, and where it is computed, is left out. A file that holds a label,
     as the ``config.yaml`` of a run does, begins with that.
 
@@ -40,22 +38,20 @@ def run_label(
         args: the command line, after the name of the program.
         now: the resolved configuration, plain values.
         resolve: gives the configuration that files alone stand for; None if they are not enough for one.
-        environment: whether the parser reads options from the environment too.
     """
     files = [file for file in config_values(args) if Path(file).is_file()]
     given = [(option, value) for option, value in options(args) if option not in ("--config", "-c")]
     given += [("--config", text) for text in config_values(args) if text not in files]
     base: Config | None = None
     if files:
-        base = resolve([part for file in files for part in ("--config", file)]) if given or environment else now
+        base = resolve([part for file in files for part in ("--config", file)]) if given else now
     if base is None:  # an option at a time, as written
-        changed = [("".join(o.removeprefix("--").split("init_args.")), v) for o, v in given if o.startswith("--")]
-        changed = [(SEED if path == "seed_everything" else path, value) for path, value in changed]
-        changed = [(path, yaml.safe_load(value)) for path, value in changed if not is_left_out(path)]
+        changed = list(_written(given))
+    elif base is now:
+        changed = []
     else:
-        changed = list(_changes(base, now)) if base is not now else []
-    watching = {name.partition("#")[0] for name in named_callbacks(now)} - set(_taking_part(now))
-    names = short_names([path for path, _ in changed], flat_settings(now, watching))
+        changed = list(_changes(base, now))
+    names = short_names([path for path, _ in changed], flat_settings(now, watching_callbacks(now)))
     texts = [_part(names[path], path, value) for path, value in changed]
     inherited = _parts((base or {}).get("label"))
     own = [part for part in _parts(now.get("label")) if part not in inherited]
@@ -64,13 +60,35 @@ def run_label(
     keys = tuple(f"{text.partition('=')[0]}=" for text in texts if "=" in text)
     return [
         *(part for part in begin if not keys or not part.startswith(keys)),
-        *(f"+ {shipped_name(Path(file)) or Path(file).stem}" for file in files[1:]),
+        *(f"+ {_file_name(file)}" for file in files[1:]),
         *texts,
     ]
 
 
+def file_parts(files: Sequence[str]) -> set[str]:
+    """The parts of a label that name its files."""
+    return {*(f"+ {_file_name(file)}" for file in files), shipped_name(Path(files[0])) or Path(files[0]).name}
+
+
+def watching_callbacks(config: Config) -> set[str]:
+    """The names of the callbacks of a configuration that only watch."""
+    return {name.partition("#")[0] for name in named_callbacks(config)} - set(_taking_part(config))
+
+
+def _file_name(file: str) -> str:
+    return shipped_name(Path(file)) or Path(file).stem
+
+
 def _parts(label: Any) -> list[str]:
     return [label] if isinstance(label, str) else list(label or [])
+
+
+def _written(given: Sequence[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
+    """The settings that options name, the later of two wins."""
+    last = {"".join(option.removeprefix("--").split("init_args.")): value for option, value in given}
+    for path, value in last.items():
+        if not is_left_out(path := SEED if path == "seed_everything" else path):
+            yield path, value
 
 
 def _raw(file: str) -> Any:
@@ -151,4 +169,3 @@ def _arguments(before: Config, after: Config, path: str, owner: Any) -> Iterator
 
 def _has_maps(items: list[Any]) -> bool:
     return any(isinstance(item, Mapping) for item in items)
-

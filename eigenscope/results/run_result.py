@@ -1,6 +1,7 @@
 """Result of a finished training run: metrics of its best and last epoch, time, parameters."""
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
 
@@ -82,6 +83,11 @@ class RunResult:
         optimizer: class names of those that took the steps, such as ``SOAP+AdamW``.
         protocol: what it was validated on, as the data module names it; empty if it does not say.
         test: metrics of the test set at the best epoch, read once after training; empty if it was not read.
+        label: what the run has otherwise than its configuration file, in parts.
+        data: what it was trained and validated on; empty if unknown.
+        validated: the part of the validation set that it was validated on; empty if it was the whole.
+        others: how many cores other processes used while it trained, on average; None if unknown.
+        busy: whether that was so much that its seconds per epoch are not to be relied on.
 
     Raises:
         ValueError: no epoch has the score.
@@ -98,6 +104,11 @@ class RunResult:
     optimizer: str = ""
     protocol: str = ""
     test: dict[str, float] = field(default_factory=dict)
+    label: tuple[str, ...] = ()
+    data: str = ""
+    validated: str = ""
+    others: float | None = None
+    busy: bool = False
 
     def __post_init__(self) -> None:
         """Checks that there is something to report."""
@@ -133,7 +144,8 @@ class RunResult:
         """
         known = {entry.name: content[entry.name] for entry in fields(cls) if entry.name in content}
         epochs = tuple(EpochResult(**row) for row in known["epochs"])
-        return cls(**known | {"epochs": epochs, "score": MonitoredMetric(**known["score"])})
+        label = tuple(known.get("label", ()))
+        return cls(**known | {"epochs": epochs, "score": MonitoredMetric(**known["score"]), "label": label})
 
 
 @dataclass(frozen=True)
@@ -142,6 +154,16 @@ class StoppedRun:
 
     step: int
     reason: str
+
+
+def recent_seconds(epochs: Sequence[EpochResult]) -> float:
+    """What an epoch takes now: the median of the last three."""
+    return statistics.median(row.seconds for row in epochs[-3:])
+
+
+def run_title(name: str, label: Sequence[str]) -> str:
+    """What a run is called: the experiment's name and what differs, ``demo + cv/align_hand, clamp=null``."""
+    return " ".join(filter(None, [name, ", ".join(label)]))
 
 
 def scored(epochs: tuple[EpochResult, ...] | list[EpochResult], score: MonitoredMetric) -> list[tuple[float, int]]:

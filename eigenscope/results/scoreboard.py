@@ -1,13 +1,15 @@
 """Scoreboard file: one CSV row per finished run, over all experiments."""
 
 import csv
+import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
 from eigenscope.files import replace_atomically
 from eigenscope.results.run_result import MonitoredMetric, RunResult
-from eigenscope.text import text_table
 
 COLUMNS = (
     "name",
@@ -25,15 +27,31 @@ COLUMNS = (
     "seed",
     "finished",
     "log_dir",
+    "label",
+    "data",
+    "validated",
+    "busy",
+    "settings",
 )
 _NUMBERS = {"best": float, "test": float, "parameters": int, "seconds_per_epoch": float}
 _EMPTY = dict.fromkeys(COLUMNS, "") | {"score": "val/acc", "mode": "max", "percent": "1"}  # once there was no other
+_LABEL = "; "
+
+Row = dict[str, str]
 
 
-def add_to_scoreboard(path: Path, result: RunResult) -> None:
+def add_to_scoreboard(path: Path, result: RunResult, settings: Mapping[str, Any] | None = None) -> Row:
     """Adds a run's row, or replaces the row of the same log folder, by whatever path that was named.
 
     Runs that finish together wait for each other, and the file is replaced as a whole.
+
+    Args:
+        path: of the file.
+        result: of the run.
+        settings: those that the result depends on, plain values by dotted names, for telling runs apart.
+
+    Returns:
+        The row.
 
     Raises:
         ValueError: the file is not a scoreboard.
@@ -55,6 +73,11 @@ def add_to_scoreboard(path: Path, result: RunResult) -> None:
         "seed": "" if result.seed is None else str(result.seed),
         "finished": result.finished,
         "log_dir": result.log_dir,
+        "label": _LABEL.join(result.label),
+        "data": result.data,
+        "validated": result.validated,
+        "busy": "1" if result.busy else "",
+        "settings": json.dumps(settings) if settings else "",
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f"{path.name}.lock")):
@@ -63,9 +86,10 @@ def add_to_scoreboard(path: Path, result: RunResult) -> None:
             writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
             writer.writeheader()
             writer.writerows([*others, row])
+    return row
 
 
-def read_scoreboard(path: Path) -> list[dict[str, str]]:
+def read_scoreboard(path: Path) -> list[Row]:
     """The rows in the order they were added; none if there is no file.
 
     A column that is not there reads as empty, one of the three that say what the score is as ``val/acc`` in per cent.
@@ -89,17 +113,26 @@ def read_scoreboard(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def scoreboard_table(rows: list[dict[str, str]]) -> str:
-    """The scoreboard as text, a part for each monitored metric, the best first."""
-    parts = []
-    for name, mode, percent in dict.fromkeys((row["score"], row["mode"], row["percent"]) for row in rows):
-        score = MonitoredMetric(name, "min" if mode == "min" else "max", percent == "1")
-        members = [row for row in rows if (row["score"], row["mode"], row["percent"]) == (name, mode, percent)]
-        members.sort(key=lambda row: float(row["best"]), reverse=score.mode == "max")
-        header = ["experiment", "seed", f"{name}{score.unit}", "at epoch", "test", "protocol", "optimizer"]
-        header += ["parameters", "s/epoch"]
-        parts.append(text_table(header, [_cells(row, score) for row in members]))
-    return "\n\n".join(parts)
+def rows_of(rows: Collection[Row], folders: Collection[str]) -> list[Row]:
+    """The rows of some log folders, by whatever paths those are named."""
+    wanted = {Path(folder).resolve() for folder in folders}
+    return [row for row in rows if row["log_dir"] and Path(row["log_dir"]).resolve() in wanted]
+
+
+def score_of(row: Row) -> MonitoredMetric:
+    """What a row's run was judged by."""
+    return MonitoredMetric(row["score"], "min" if row["mode"] == "min" else "max", row["percent"] == "1")
+
+
+def label_of(row: Row) -> list[str]:
+    """What a row's run has otherwise than its configuration file, in parts."""
+    return row["label"].split(_LABEL) if row["label"] else []
+
+
+def settings_of(row: Row) -> dict[str, Any]:
+    """The settings that a row's result depends on; empty if it does not say."""
+    found: dict[str, Any] = json.loads(row["settings"]) if row["settings"] else {}
+    return found
 
 
 def _is_same(folder: str, other: str) -> bool:
@@ -107,21 +140,7 @@ def _is_same(folder: str, other: str) -> bool:
     return bool(folder and other) and Path(folder).resolve() == Path(other).resolve()
 
 
-def _cells(row: dict[str, str], score: MonitoredMetric) -> list[str]:
-    return [
-        row["name"],
-        row["seed"] or "-",
-        score.text(float(row["best"])),
-        row["epoch"],
-        score.text(float(row["test"])) if row["test"] else "-",
-        row["protocol"] or "-",
-        row["optimizer"] or "-",
-        f"{int(row['parameters']):,}" if row["parameters"] else "-",
-        f"{float(row['seconds_per_epoch']):.1f}" if row["seconds_per_epoch"] else "-",
-    ]
-
-
-def _check(row: dict[str, str], where: str) -> None:
+def _check(row: Row, where: str) -> None:
     """What the table is going to read."""
     if not row["score"].startswith("val/"):
         raise ValueError(f"{where} has the score {row['score']!r}, which must begin with 'val/'")
@@ -130,3 +149,7 @@ def _check(row: dict[str, str], where: str) -> None:
             kind(row[column] or ("" if column == "best" else 0))
         except ValueError:
             raise ValueError(f"{where} has {row[column]!r} for {column}, which must be a number") from None
+    try:
+        settings_of(row)
+    except ValueError:
+        raise ValueError(f"{where} has {row['settings'][:20]!r} for settings, which must be JSON") from None

@@ -84,19 +84,28 @@ def what_differs(settings: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     Args:
         settings: of each run, by dotted names; what one lacks is shown as a dash.
     """
-    paths = dict.fromkeys(path for each in settings for path in each)
+    rows = settings_table({str(number): each for number, each in enumerate(settings)})
+    return [[f"{name}={values[number]}" for name, values, _ in rows] for number in range(len(settings))]
+
+
+def settings_table(settings: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[str], str]]:
+    """The settings in which runs differ: short name, the text of each run's value, and the dotted name.
+
+    Args:
+        settings: of each run, by its name.
+    """
+    runs = list(settings.values())
+    paths = dict.fromkeys(path for each in runs for path in each)
     differing = [
         path
         for path in paths
         if any(
-            (path in each) != (path in settings[0]) or not is_same(each.get(path), settings[0].get(path), path)
-            for each in settings
+            (path in each) != (path in runs[0]) or not is_same(each.get(path), runs[0].get(path), path) for each in runs
         )
     ]
     names = short_names(differing, paths)
     return [
-        [f"{names[path]}={setting_text(each[path]) if path in each else '–'}" for path in differing]
-        for each in settings
+        (names[path], [setting_text(each[path]) if path in each else "–" for each in runs], path) for path in differing
     ]
 
 
@@ -107,8 +116,11 @@ def _flatten(value: Any, path: str, found: dict[str, Any], watching: Collection[
         for callback in value if isinstance(value, list) else [value] if value else []:
             name = _short_class(callback)
             if name not in watching:
-                _flatten(callback.get("init_args") or {}, f"{path}.{name}", found, watching)
+                while f"{path}.{name}" in found:
+                    name += "#"
                 found[f"{path}.{name}"] = True
+                for key, item in (callback.get("init_args") or {}).items():
+                    _flatten(item, f"{path}.{name}.{key}", found, watching)
     elif isinstance(value, Mapping) and "class_path" in value:
         found[path] = _short_class(value)
         for below in ("init_args", "dict_kwargs"):
@@ -120,7 +132,7 @@ def _flatten(value: Any, path: str, found: dict[str, Any], watching: Collection[
     elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         for number, item in enumerate(value):
             _flatten(item, f"{path}.{number}", found, watching)
-    elif path != "warm_start" or value is not None:
+    elif value not in (None, {}) or path not in _PARTS:
         found[path] = value
 
 

@@ -3,19 +3,14 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
-from tensorboard.context import RequestContext
-from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
-from tensorboard.plugins.hparams import api_pb2
-from tensorboard.plugins.hparams.backend_context import Context
-from tensorboard.plugins.hparams.list_session_groups import Handler
 from torch import nn
 from torch.utils.data import DataLoader
 
+from eigenscope.adapters.tensorboard_names import HParamsRow
 from eigenscope.callbacks import EpochTable, TensorBoardLayout
+from eigenscope.callbacks.reporting.hparams_page import add_to_page
 from eigenscope.charts import Chart, present, train_and_val
 from eigenscope.results import MonitoredMetric
 
@@ -73,36 +68,6 @@ def judged(leaf="mse", mode="min"):
     return EpochTable(monitor=MonitoredMetric(f"val/{leaf}", mode, percent=False))
 
 
-def rows(folder):
-    """What the HPARAMS page shows: parameters and figures of each row, and the names of the columns in their order."""
-    multiplexer = EventMultiplexer()
-    multiplexer.AddRunsFromDirectory(str(folder))
-    multiplexer.Reload()
-    context = Context(TBContext(data_provider=MultiplexerDataProvider(multiplexer, str(folder))))
-    request = RequestContext()
-    metadata = context.hparams_metadata(request, "")
-    experiment = context.experiment_from_metadata(
-        request, "", True, metadata, context.hparams_from_data_provider(request, "", 0)
-    )
-    columns = [info.name for info in experiment.hparam_infos], [info.name.tag for info in experiment.metric_infos]
-    asked = api_pb2.ListSessionGroupsRequest(
-        start_index=0,
-        slice_size=100,
-        allowed_statuses=[api_pb2.STATUS_SUCCESS],
-        col_params=[api_pb2.ColParams(metric=info.name) for info in experiment.metric_infos],
-        include_metrics=True,
-    )
-    groups = Handler(request, context, "", asked).run().session_groups
-    found = [
-        (
-            {name: value.string_value or value.number_value for name, value in group.hparams.items()},
-            {metric.name.tag: metric.value for metric in group.metric_values},
-        )
-        for group in groups
-    ]
-    return found, columns
-
-
 def layouts(folder):
     values = [
         value
@@ -122,60 +87,85 @@ def layouts(folder):
     ]
 
 
-def test_a_finished_fit_has_one_row_with_figures(tmp_path, monkeypatch):
+def test_a_finished_fit_has_one_row_with_figures(tmp_path, monkeypatch, hparams_page):
     monkeypatch.setenv("PL_GLOBAL_SEED", "7")
     fit(tmp_path, judged(), TensorBoardLayout(), epochs=3, gradient_clip_val=0.5, accumulate_grad_batches=2)
-    ((parameters, figures),), (hyperparameters, metrics) = rows(tmp_path)
+    ((parameters, figures),), (hyperparameters, metrics) = hparams_page(tmp_path)
     assert parameters == {
         "module": "Module",
         "net": "Sequential",
-        "data": "none",
         "optimizer": "AdamW",
         "lr": 0.1,
         "weight_decay": 0.5,
         "weight_decay_2": 0.25,
-        "batch_size": "none",
         "precision": "32-true",
         "clip": 0.5,
         "accumulate": 2,
         "ranks": 1,
-        "seed": "7",
+        "seed": 7,
         "parameters": 5,
         "score": "min val/mse",
+        "Differs by": "–",
     }
+    assert type(parameters["seed"]) is float
     assert metrics == ["run/best_score", "run/last_score", "run/epochs", "val/mse"]
     assert figures == pytest.approx(
         {"run/best_score": 1 / 3, "run/last_score": 1 / 3, "run/epochs": 3, "val/mse": 1 / 3}
     )
-    assert hyperparameters[:5] == ["batch_size", "lr", "net", "optimizer", "seed"]  # which the page shows at first
+    assert hyperparameters[:4] == ["lr", "net", "optimizer", "seed"]  # which the page shows at first
 
 
-def test_the_best_score_is_not_the_last_where_more_is_better(tmp_path):
+def test_the_best_score_is_not_the_last_where_more_is_better(tmp_path, hparams_page):
     fit(tmp_path, judged(mode="max"), TensorBoardLayout())
-    ((_, figures),), _ = rows(tmp_path)
+    ((_, figures),), _ = hparams_page(tmp_path)
     assert (figures["run/best_score"], figures["run/last_score"]) == (1, 0.5)
 
 
-def test_runs_of_different_experiments_share_columns(tmp_path):
+def test_runs_of_different_experiments_share_columns(tmp_path, hparams_page):
     fit(tmp_path, judged(), TensorBoardLayout(), run="a")
     fit(tmp_path, judged("fvu"), TensorBoardLayout(), module=Module("fvu"), epochs=4, run="b")
-    found, _ = rows(tmp_path)
+    found, _ = hparams_page(tmp_path)
     assert [figures["run/best_score"] for _, figures in found] == [0.5, 0.25]
     assert [parameters["score"] for parameters, _ in found] == ["min val/mse", "min val/fvu"]
 
 
-def test_without_a_score_there_are_still_figures(tmp_path):
+def test_the_page_begins_with_what_differs_between_the_runs_of_a_folder(tmp_path, hparams_page, monkeypatch):
+    for number, (experiment, clip, seed) in enumerate([("a", 0.5, 1), ("a", 1.5, 2), ("b", 0.5, 1), ("b", 0.5, 2)]):
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+        board = TensorBoardLogger(tmp_path, name=experiment, version=str(number), default_hp_metric=False)
+        fit(tmp_path, judged(), TensorBoardLayout(), epochs=1, gradient_clip_val=clip, logger=board)
+    for folder in ("a", "b"):  # of b the seeds alone differ: then the columns are those of all experiments
+        found, (columns, _) = hparams_page(tmp_path / folder)
+        assert columns[:4] == ["Differs by", "clip", "seed", "accumulate"], folder
+        assert len(found) == 2
+    found, (columns, _) = hparams_page(tmp_path)
+    assert columns[:3] == ["Differs by", "clip", "seed"]
+    assert [row["clip"] for row, _ in found] == [0.5, 1.5, 0.5, 0.5]
+    assert len(list(tmp_path.rglob("events.out.tfevents.hparams"))) == 4
+
+
+def test_a_column_of_numbers_and_words_is_one_of_words(tmp_path, hparams_page):
+    for run, columns in {"a": {"workers": 4, "lr": 0.5}, "b": {"workers": "auto", "lr": 0.25}}.items():
+        (tmp_path / run).mkdir()
+        add_to_page(tmp_path / run, tmp_path, HParamsRow(columns, ["run/epochs"]), first=())
+    found, (columns, metrics) = hparams_page(tmp_path)
+    assert [row["workers"] for row, _ in found] == ["4", "auto"]
+    assert [row["lr"] for row, _ in found] == [0.5, 0.25]
+    assert (columns, metrics) == (["Differs by", "lr", "workers"], ["run/epochs"])
+
+
+def test_without_a_score_there_are_still_figures(tmp_path, hparams_page):
     fit(tmp_path, TensorBoardLayout(), run="validated")
     fit(tmp_path, TensorBoardLayout(), limit_val_batches=0, run="unvalidated")
-    assert rows(tmp_path / "validated")[1][1] == ["run/epochs", "val/mse"]
-    assert rows(tmp_path / "unvalidated")[1][1] == ["run/epochs", "train/loss"]
+    assert hparams_page(tmp_path / "validated")[1][1] == ["run/epochs", "val/mse"]
+    assert hparams_page(tmp_path / "unvalidated")[1][1] == ["run/epochs", "train/loss"]
 
 
-def test_a_resumed_run_keeps_its_one_row_with_new_figures(tmp_path):
+def test_a_resumed_run_keeps_its_one_row_with_new_figures(tmp_path, hparams_page):
     first = fit(tmp_path, judged(), TensorBoardLayout())
     first.save_checkpoint(tmp_path / "last.ckpt")
     fit(tmp_path, judged(), TensorBoardLayout(), epochs=5, ckpt_path=tmp_path / "last.ckpt")
-    ((_, figures),), _ = rows(tmp_path)
+    ((_, figures),), _ = hparams_page(tmp_path)
     assert (figures["run/epochs"], figures["run/last_score"]) == (5, pytest.approx(0.2))
 
 
@@ -190,10 +180,10 @@ def test_a_resumed_run_keeps_its_one_row_with_new_figures(tmp_path):
         },
     ],
 )
-def test_the_rate_is_that_of_the_configuration_whatever_the_schedule_made_of_it(schedule, tmp_path):
+def test_the_rate_is_that_of_the_configuration_whatever_the_schedule_made_of_it(schedule, tmp_path, hparams_page):
     module = Module(schedule=schedule)
     fit(tmp_path, TensorBoardLayout(), module=module, epochs=3)
-    ((parameters, _),), _ = rows(tmp_path)
+    ((parameters, _),), _ = hparams_page(tmp_path)
     assert parameters["lr"] == pytest.approx(0.1)
     assert "lr_2" not in parameters
 
@@ -227,10 +217,10 @@ def test_callbacks_state_charts_of_what_they_write_by_themselves(tmp_path):
     assert layouts(tmp_path / "run")[0]["Mine/x"] == ["^mine/x$"]
 
 
-def test_the_prefix_of_a_logger_is_before_every_tag(tmp_path):
+def test_the_prefix_of_a_logger_is_before_every_tag(tmp_path, hparams_page):
     fit(tmp_path, judged(), TensorBoardLayout(), epochs=1, prefix="mine")
     assert layouts(tmp_path / "run")[-1]["Validation/score"] == [r"^mine\-val/mse$"]
-    ((_, figures),), _ = rows(tmp_path)
+    ((_, figures),), _ = hparams_page(tmp_path)
     assert figures == {f"mine-{name}": 1 for name in ("run/best_score", "run/last_score", "run/epochs", "val/mse")}
 
 

@@ -1,6 +1,9 @@
+import json
 import multiprocessing
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from eigenscope.results import (
     EpochResult,
@@ -10,6 +13,8 @@ from eigenscope.results import (
     read_scoreboard,
     scoreboard_table,
 )
+from eigenscope.results.run_result import run_title
+from eigenscope.results.scoreboard import COLUMNS
 from eigenscope.text import duration
 
 
@@ -53,7 +58,10 @@ def test_a_run_has_one_row_which_its_test_joins(tmp_path):
     rows = read_scoreboard(path)
     assert [row["log_dir"] for row in rows] == ["runs/b", "", "runs/a"]
     assert [row["test"] for row in rows] == ["", "", "0.25"]
-    assert any("25.00" in line and "holdout" in line for line in scoreboard_table(rows).splitlines())
+    first, holdout = scoreboard_table(rows).split("\n\n")  # by another protocol: they do not compare
+    assert "25.00" not in first
+    assert holdout.startswith("protocol holdout\n")
+    assert "25.00" in holdout
 
 
 def test_a_folder_is_the_same_by_any_path(tmp_path, monkeypatch):
@@ -128,6 +136,82 @@ def test_the_optimizer_tells_runs_of_one_name_apart(tmp_path):
     header, _, *lines = scoreboard_table(read_scoreboard(path)).splitlines()
     assert header.split()[-3] == "optimizer"
     assert [line.split()[-3] for line in lines] == ["SOAP+AdamW", "AdamW"]
+
+
+DATA = "Images, train 11 (8 samples), val 22 (4 samples)"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"data": "Images, train 11 (8 samples), val 33 (4 samples)"},
+        {"protocol": "holdout"},
+        {"validated": "1 of 4 batches of 1"},
+        {"score": MonitoredMetric("val/acc5")},
+        {"score": MonitoredMetric("val/acc", "min")},
+        {"data": ""},
+    ],
+    ids=str,
+)
+def test_rows_that_do_not_compare_stand_apart_those_of_the_run_first(tmp_path, other):
+    path = tmp_path / "scoreboard.csv"
+    usual = {"data": DATA, "protocol": "test"}
+    for name, options in (("a", usual), ("b", usual), ("c", usual | other)):
+        own = add_to_scoreboard(path, result(name, 0.5, **options))
+    rows = read_scoreboard(path)
+    first, second = scoreboard_table(rows, *(row for row in rows if row == own)).split("\n\n")
+    assert "→ c" in first
+    assert second.startswith(f"{DATA}; protocol test\n  experiment ")
+    assert [line[:3] for line in second.splitlines()[3:]] == ["  a", "  b"]
+    assert {line[:3] for line in scoreboard_table([*rows[:2], *rows[:2]]).splitlines()[3:]} == {"a  ", "b  "}
+
+
+def test_a_name_is_as_long_as_tells_rows_apart_and_no_longer(tmp_path):
+    path = tmp_path / "scoreboard.csv"
+    common = [f"some_long_setting_{number}={number}" for number in range(9)]
+    own = [[], ["+ cv/align_hand"], ["clamp=null"], ["+ cv/align_hand", "clamp=null"]]
+    for label in own:
+        add_to_scoreboard(path, result("run", 0.5, label=(*label, *common)))
+    heading, table = scoreboard_table(read_scoreboard(path)).split("\n\n")
+    assert heading == f"In every row: {', '.join(common)}"
+    assert [line[:35].strip() for line in table.splitlines()[2:]] == [run_title("run", label) for label in own]
+
+
+PARTS = st.lists(st.sampled_from(["+ a", "+ b", *(f"a_setting_with_a_name_{n}={n}" for n in range(6))]), unique=True)
+
+
+@given(st.lists(PARTS, min_size=1, max_size=8, unique_by=tuple))
+def test_different_labels_are_different_rows(labels):
+    rows = [ROW | {"label": "; ".join(label), "log_dir": str(number)} for number, label in enumerate(labels)]
+    names = [line.partition(" " * 2)[0] for line in table_of(rows)]
+    assert len(set(names)) == len(labels)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(["model.lr", "data.lr", "trainer.x"]), st.integers(0, 2)), min_size=2))
+def test_settings_tell_rows_apart_that_have_the_same_label(settings_of_rows):
+    rows = [ROW | {"settings": json.dumps(each or {"trainer.y": 0})} for each in settings_of_rows]
+    names = [line.partition(" " * 2)[0] for line in table_of(rows)]
+    assert len(set(names)) == len({row["settings"] for row in (sorted_settings(row) for row in rows)})
+
+
+ROW = dict.fromkeys(COLUMNS, "") | {"name": "run", "best": "0.5", "score": "val/acc", "mode": "max", "percent": "1"}
+
+
+def sorted_settings(row):
+    return {"settings": json.dumps(json.loads(row["settings"]), sort_keys=True)}
+
+
+def table_of(rows):
+    return scoreboard_table(rows).rpartition("---\n")[2].splitlines()
+
+
+def test_seconds_of_a_busy_machine_have_a_star(tmp_path):
+    path = tmp_path / "scoreboard.csv"
+    add_to_scoreboard(path, result("busy", 0.5, others=1.5, busy=True))
+    add_to_scoreboard(path, result("idle", 0.25, others=0.0))
+    table, note = scoreboard_table(read_scoreboard(path)).split("\n\n")
+    assert [line.split()[-1] for line in table.splitlines()[2:]] == ["2.0*", "2.0"]
+    assert note == "* other processes kept the machine busy: these seconds are not to be relied on"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3661, "1:01:01")])
