@@ -130,7 +130,7 @@ def option_groups(parser: ArgumentParser) -> Iterator[str]:
     return iter(names)
 
 
-def option_strings(parser: ArgumentParser) -> list[str]:
+def option_strings(parser: argparse.ArgumentParser) -> list[str]:
     """A parser's options, with their hyphens.
 
     Raises:

@@ -419,7 +419,7 @@ def _found(kind: type[EigenscopeCLI], args: list[str]) -> Any:
 class _CompletionOnly(EigenscopeCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         others = {"compare": compare_parser()}
-        print(completion_script(parser, others, sys.argv[-1] if args is None else str(args[-1])))
+        print(completion_script(parser, others, str(cast(list[str], args)[-1])))
         raise SystemExit(0)
 
 

@@ -109,7 +109,7 @@ def _same(key: Key, before: Any, after: Any) -> bool:
             return before == after
         return before.rpartition(".")[2] == after.rpartition(".")[2]
     if isinstance(before, str | int | float) and isinstance(after, str | int | float):
-        return _number(before) == _number(after)
+        return bool(_number(before) == _number(after))
     return bool(before == after)
 
 
