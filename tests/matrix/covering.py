@@ -48,8 +48,10 @@ def covering(experiment: str) -> list[Cell]:
     """
     number = EXPERIMENTS.index(experiment)
     shared = Cell(experiment, accumulate=1 + number % 2, averaging=AVERAGES[number // 2 % 3])
-    cells = [
+    cells = [  # the first of which is the reference of all
         replace(shared, precision=precision, workers=2 * ((number + turn) % 2), logger=LOGGERS[(number + turn) % 3])
+        if precision != shared.precision
+        else shared
         for turn, precision in enumerate(PRECISIONS)
     ]
     turn = number // 2
