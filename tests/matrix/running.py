@@ -37,7 +37,8 @@ class Runner:
 
     def result(self, cell: Cell) -> Result:
         """Runs a cell, and its reference where that has not been run."""
-        outcome = run(cell, self.folder) if cell.ranks == 1 else self._of_two(cell)
+        watching = [Copies()] if cell == cell.reference else []
+        outcome = run(cell, self.folder, *watching) if cell.ranks == 1 else self._of_two(cell)
         if cell == cell.reference:
             self.references[cell] = outcome
         if outcome.sentence or outcome.fault:
