@@ -128,7 +128,7 @@ class Pool:
 def _serve(pipe: "Connection[Any, Any]") -> None:
     import torch
 
-    from eigenscope.cli import lightning_cli  # noqa: F401  # once, for all calls
+    from eigenscope.cli import dispatch  # noqa: F401  # once, for all calls
 
     torch.set_num_threads(1)
     modules: dict[str, Any] = {}

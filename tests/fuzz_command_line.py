@@ -426,7 +426,7 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="the first number, to see one again")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    from eigenscope.cli import lightning_cli  # noqa: F401  once, before the forks
+    from eigenscope.cli import dispatch  # noqa: F401  once, before the forks
 
     prepared = Path(tempfile.mkdtemp(prefix="fuzz"))
     prepare(prepared)

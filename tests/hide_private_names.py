@@ -136,7 +136,7 @@ def main(folder: Path) -> None:
     results = {}
     for name in AT_IMPORT:  # before eigenscope's own modules are imported here
         results[name] = forked(name, {"help": LINES["help"], "fit": FIT}, folder / name.partition(" ")[2])
-    from eigenscope.cli import lightning_cli  # noqa: F401  once for all processes
+    from eigenscope.cli import dispatch  # noqa: F401  once for all processes
 
     begun = folder / "begun"
     forked("", {"fit": [*FIT, "--trainer.max_steps=2"]}, begun)

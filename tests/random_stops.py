@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("--launch", choices=("fork", "lightning", "torchrun"), default="fork")
     parser.add_argument("--latest", type=float, default=2.0, help="seconds after the start, or the first step")
     given = parser.parse_args()
-    from eigenscope.cli import lightning_cli  # noqa: F401  once, for all forks
+    from eigenscope.cli import dispatch  # noqa: F401  once, for all forks
 
     torch.set_num_threads(1)
     bad = 0

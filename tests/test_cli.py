@@ -486,6 +486,6 @@ def test_help_names_every_subcommand():
 
 
 def test_importing_prints_nothing_and_starts_nothing():
-    code = "import eigenscope.cli.lightning_cli, torch; assert not torch.cuda.is_initialized()"
+    code = "import eigenscope.cli.dispatch, torch; assert not torch.cuda.is_initialized()"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == done.stderr == ""

@@ -30,6 +30,6 @@ def packages_beyond_lightning(module):
 
 
 def test_the_command_line_loads_no_slow_package_that_lightning_does_not():
-    found = packages_beyond_lightning("eigenscope.cli.lightning_cli")
+    found = packages_beyond_lightning("eigenscope.cli.dispatch")
     assert found >= OURS
     assert found - OURS - sys.stdlib_module_names <= LIGHT

@@ -19,9 +19,9 @@ def main(args: list[str] | None = None) -> Any:
     Raises:
         SystemExit: with code 2, after a sentence on stderr, if what was asked for cannot be understood.
     """
-    from eigenscope.cli import lightning_cli  # the door itself imports nothing, so that it can say what is missing
+    from eigenscope.cli import dispatch  # the door itself imports nothing, so that it can say what is missing
 
-    return lightning_cli.main(args)
+    return dispatch.main(args)
 
 
 def resolve(args: list[str]) -> dict[str, Any]:
@@ -30,9 +30,9 @@ def resolve(args: list[str]) -> dict[str, Any]:
     Raises:
         UsageError: they cannot be understood.
     """
-    from eigenscope.cli import lightning_cli
+    from eigenscope.cli import dispatch
 
-    return lightning_cli.resolve(args)
+    return dispatch.resolve(args)
 
 
 def script() -> None:
@@ -60,9 +60,9 @@ def _script() -> None:
             "Mode) and check it out again with 'git checkout -- eigenscope'"
         )
     _find_classes_in_working_directory()
-    from eigenscope.cli import lightning_cli
+    from eigenscope.cli import dispatch
 
-    lightning_cli.script()
+    dispatch.script()
 
 
 def _find_classes_in_working_directory() -> None:

@@ -21,7 +21,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from eigenscope import cli
 from eigenscope.callbacks import TrainingInterrupted
-from eigenscope.cli import lightning_cli
+from eigenscope.cli import dispatch, lightning_cli
 from eigenscope.nn import BatteryArray, BatteryEntry, save_batteries
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -198,11 +198,11 @@ def _refused(error: Exception) -> Outcome:
         raise error
 
     names = ("main", "end_with_launcher", "leave_to_main_thread")  # the last two are of a process of its own
-    before = {name: getattr(lightning_cli, name) for name in names}
+    before = {name: getattr(dispatch, name) for name in names}
     for name in names:
-        setattr(lightning_cli, name, again if name == "main" else lambda: None)
+        setattr(dispatch, name, again if name == "main" else lambda: None)
     try:
-        lightning_cli.script()
+        dispatch.script()
     except SystemExit as stopped:
         sentence = str(stopped.code)
         if sentence.startswith("error: ") and "\n" not in sentence:
@@ -214,7 +214,7 @@ def _refused(error: Exception) -> Outcome:
         return Outcome(fault=f"{words[:300]} ({Path(place.filename).name}, line {place.lineno})")
     finally:
         for name, value in before.items():
-            setattr(lightning_cli, name, value)
+            setattr(dispatch, name, value)
     return Outcome(fault="the error was swallowed")
 
 
