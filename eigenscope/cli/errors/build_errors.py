@@ -61,8 +61,10 @@ def explain_trainer(error: BaseException, trainer: Mapping[str, Any], args: Sequ
         args: the command line.
     """
     words = _words(error)
+    if "--trainer." in words:
+        return words
     plain = {name: value for name, value in trainer.items() if value is not None}
-    about = [name for name in options_in(words, list(plain)) if f"--trainer.{name}" not in words][:2]
+    about = options_in(words, list(plain))[:2]
     said = words.replace("-", "_").lower()
     accelerator = str(plain.get("accelerator"))
     if not about and accelerator not in ("auto", "cpu") and isinstance(error, ImportError):  # of a library it needs
