@@ -175,8 +175,8 @@ def run(cell: Cell, folder: str, *watching: Callback) -> Outcome:
     except TrainingInterrupted:  # whoever sends a signal means all cells
         raise
     except Exception as error:
-        assert error.__traceback__ is not None
-        return _refused(error.with_traceback(error.__traceback__.tb_next))  # without this frame, as of the command
+        inner = error.__traceback__.tb_next if error.__traceback__ is not None else None
+        return _refused(error.with_traceback(inner))  # without this frame, as of the command
     finally:
         lightning_cli.has_bf16 = has_bf16
         lightning_cli.EigenscopeCLI.instantiate_trainer = make
