@@ -5,6 +5,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -138,6 +139,9 @@ def _unfit(config: Config) -> str | None:
     return None
 
 
+_OPTION = re.compile(r"^  (?:-\w, )?(--\w+)", re.MULTILINE)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"compare: {message}")
@@ -165,6 +169,11 @@ def compare_parser() -> argparse.ArgumentParser:
         "--dir", type=Path, default=Path("runs/compare"), help="where runs are kept (default: %(default)s)"
     )
     return parser
+
+
+def compare_options() -> list[str]:
+    """The options of ``compare``, with their hyphens."""
+    return [option for option in _OPTION.findall(compare_parser().format_help()) if option != "--help"]
 
 
 def compare_main(args: list[str], resolve: Callable[[list[str]], Config]) -> list[ArmSummary]:

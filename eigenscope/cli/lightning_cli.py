@@ -21,7 +21,7 @@ from eigenscope.adapters.lightning_names import GivenConfiguration, ignore_moved
 from eigenscope.callbacks._output import written_folders
 from eigenscope.callbacks.resuming.run_provenance import RunProvenance
 from eigenscope.checkpoints import read_checkpoint
-from eigenscope.cli.compare import compare_main, compare_parser
+from eigenscope.cli.compare import compare_main, compare_options
 from eigenscope.cli.completion import OPTION, SHELLS, completion_script
 from eigenscope.cli.errors.build_errors import explain_build, explain_setup, explain_trainer
 from eigenscope.cli.errors.monitor_errors import explain_monitor
@@ -150,9 +150,7 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
     def plain_config(self) -> dict[str, Any]:
         """The resolved configuration of the subcommand, as plain values."""
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", r"\s*Unable to serialize instance"
-            )  # such as a device, which becomes a text
+            warnings.filterwarnings("ignore", r"\s*Unable to serialize instance")
             text = self.parser.dump(self.config, skip_unset=False)
         config: dict[str, Any] = yaml.safe_load(text)[self.config.subcommand]
         return config
@@ -168,7 +166,7 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
             ConfigurationError: the checkpoint cannot be read, or the configuration contradicts it.
         """
         for line in notes_on(str(self.subcommand), self.plain_config(), self._sources):
-            rank_zero_only(print)(f"note: {line}", file=sys.stderr, flush=True)
+            rank_zero_only(print)(f"warning: {line}", file=sys.stderr, flush=True)
         self._avoid_emulated_bf16()
         self._shapes: dict[str, tuple[int, ...]] = {}
         config = self.config[self.subcommand]
@@ -313,7 +311,7 @@ def resolve(args: list[str]) -> dict[str, Any]:
 
 class _CompletionOnly(EigenscopeCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        others = {"compare": compare_parser()}
+        others = {"compare": compare_options()}
         print(completion_script(parser, others, sys.argv[-1] if args is None else str(args[-1])))
         raise SystemExit(0)
 

@@ -129,7 +129,7 @@ def _check(node: yaml.Node, file: str, above: tuple[yaml.Node, ...]) -> None:
     elif isinstance(node, yaml.MappingNode):
         lines: dict[str, int] = {}
         for key, value in node.value:
-            line, name = key.start_mark.line + 1, getattr(key, "value", None)
+            line, name = key.start_mark.line + 1, str(key.value)
             if key.tag == "tag:yaml.org,2002:merge":
                 continue
             if key.tag != "tag:yaml.org,2002:str":

@@ -11,7 +11,7 @@ from pathlib import Path
 from eigenscope.cli.errors.suggestions import hint, nearest
 
 _PACKAGE = Path(__file__).parents[2]
-_FOREIGN = (  # a sub-package may be a link
+_FOREIGN: tuple[str | Path, ...] = (  # a sub-package may be a link
     *(sysconfig.get_path("stdlib"), *site.getsitepackages(), _PACKAGE),
     *(folder.resolve() for folder in _PACKAGE.iterdir() if folder.is_dir()),
 )
