@@ -151,7 +151,7 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         """The resolved configuration of the subcommand, as plain values."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"\s*Unable to serialize instance")
-            text = self.parser.dump(self.config, skip_unset=False)
+            text = self.parser.dump(self.config, skip_unset=False, skip_validation=True)
         config: dict[str, Any] = yaml.safe_load(text)[self.config.subcommand]
         return config
 
@@ -312,7 +312,7 @@ def resolve(args: list[str]) -> dict[str, Any]:
 class _CompletionOnly(EigenscopeCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         others = {"compare": compare_options()}
-        print(completion_script(parser, others, sys.argv[-1] if args is None else str(args[-1])))
+        print(completion_script(parser, others, sys.argv[-1] if args is None else str(cast(list[str], args)[-1])))
         raise SystemExit(0)
 
 
@@ -372,14 +372,10 @@ def script() -> None:
         sys.exit(128 + error.signal)  # as a shell has it of a process that a signal ended
     except MisconfigurationException as error:  # Lightning's word, such as of a score that nobody logs
         sys.exit(f"error: {explain_monitor(error) or _with_option(error)}")
-    except ImportError as error:
-        if error.name != EMERGING_OPTIMIZERS:
-            raise
-        sys.exit(f"error: {error}")
     except LinAlgError as error:
         sys.exit(f"error: {' '.join([str(error), *getattr(error, '__notes__', [])])}")  # the guard's note says where
     except Exception as error:
-        is_own = isinstance(error, ValueError) and is_from_setup(error)
+        is_own = isinstance(error, ValueError | ImportError) and is_from_setup(error)
         sentence = (
             _with_option(error) if is_own else explain_monitor(error) or explain_lost_rank(error) or explain(error)
         )

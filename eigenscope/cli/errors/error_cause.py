@@ -12,7 +12,9 @@ from eigenscope.cli.errors.suggestions import hint, nearest
 
 _PACKAGE = Path(__file__).parents[2]
 _FOREIGN: tuple[str | Path, ...] = (  # a sub-package may be a link
-    *(sysconfig.get_path("stdlib"), *site.getsitepackages(), _PACKAGE),
+    sysconfig.get_path("stdlib"),
+    *site.getsitepackages(),
+    _PACKAGE,
     *(folder.resolve() for folder in _PACKAGE.iterdir() if folder.is_dir()),
 )
 
