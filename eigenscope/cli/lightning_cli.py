@@ -151,7 +151,7 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         """The resolved configuration of the subcommand, as plain values."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"\s*Unable to serialize instance")
-            text = self.parser.dump(self.config, skip_unset=False, skip_validation=True)
+            text = self.parser.dump(self.config, skip_unset=False)
         config: dict[str, Any] = yaml.safe_load(text)[self.config.subcommand]
         return config
 
