@@ -42,7 +42,6 @@ from eigenscope.cli.resume.compatibility import check_network, check_options, fi
 from eigenscope.cli.resume.prepare_resume import prepare_resume
 from eigenscope.cli.resume.warm_start import misshaped, read_weights, unmatched, warm_start
 from eigenscope.cli.shipped_configs import with_shipped_configs
-from eigenscope.optim.emerging import EMERGING_OPTIMIZERS
 from eigenscope.precision import has_bf16
 
 

@@ -119,7 +119,7 @@ def _write_out_texts(value: Any) -> None:
     A configuration that holds one cannot be written to a file.
     """
     items = vars(value).items() if isinstance(value, Namespace) else value.items() if isinstance(value, dict) else ()
-    pairs = list(enumerate(value)) if isinstance(value, list) else list(items)
+    pairs: list[tuple[Any, Any]] = list(enumerate(value)) if isinstance(value, list) else list(items)
     for key, item in pairs:
         if isinstance(item, str) and isinstance(item, Enum):
             plain = str(item.value)
