@@ -211,7 +211,7 @@ class Line:
             found += [key for key, value in _scalars(content.get("model", {}), "model")
                       if not _holds(config, key.split("."), value)]  # fmt: skip
         found += [name for name in wanted if name not in there]
-        spoken = "\n".join(line for line in output.splitlines() if line.startswith("note: "))
+        spoken = "\n".join(line for line in output.splitlines() if line.startswith("warning: "))
         return [key for key in found if key.rpartition(".")[2] not in spoken]
 
     def is_named(self, sentence: str) -> bool:

@@ -225,7 +225,9 @@ def test_a_checkpoint_without_configuration_is_compared_by_its_model(begun, caps
 def test_a_checkpoint_that_cannot_be_resumed_is_refused(begun):
     for word in ("best", "last", "hpc"):
         assert f"got '{word}'" in refusal("fit", *arguments(f"--ckpt_path={word}"))
-    assert refusal("fit", *arguments("--ckpt_path=nowhere.ckpt")) == "checkpoint nowhere.ckpt does not exist"
+    assert (
+        refusal("fit", *arguments("--ckpt_path=nowhere.ckpt")) == "checkpoint nowhere.ckpt does not exist (--ckpt_path)"
+    )
     checkpoint = read_checkpoint(begun / "checkpoints" / "last.ckpt")
     write_checkpoint({key: value for key, value in checkpoint.items() if key != "optimizer_states"}, Path("w.ckpt"))
     assert "holds weights alone" in refusal("fit", *arguments("--ckpt_path=w.ckpt"))

@@ -48,7 +48,7 @@ class MonitorCheck(Callback):
         known = sorted(trainer.callback_metrics)
         for who, name in _monitored(trainer):
             if name.startswith(_VALIDATION) and name not in known and trainer.is_global_zero:
-                print(f"note: {_sentence(who, name, known)}", file=sys.stderr, flush=True)
+                print(f"warning: {_sentence(who, name, known)}", file=sys.stderr, flush=True)
 
 
 def _monitored(trainer: Trainer) -> Iterator[tuple[str, str]]:

@@ -20,12 +20,12 @@ SHELLS = tuple(shtab.SUPPORTED_SHELLS)
 _FILES = ("--config", "--ckpt_path", "--warm_start")
 
 
-def completion_script(parser: ArgumentParser, others: Mapping[str, argparse.ArgumentParser], shell: str) -> str:
+def completion_script(parser: ArgumentParser, others: Mapping[str, Sequence[str]], shell: str) -> str:
     """A script that teaches a shell the command line; jsonargparse's own takes minutes, for it follows every class.
 
     Args:
         parser: the whole command line's, with subcommands.
-        others: parsers of further subcommands, by name.
+        others: options of further subcommands, by name.
         shell: one of ``SHELLS``.
 
     Raises:
@@ -38,9 +38,9 @@ def completion_script(parser: ArgumentParser, others: Mapping[str, argparse.Argu
         below = subcommand_parser(parser, name)
         if below is not None:
             _copy(below, commands.add_parser(name, help=name), getattr(parser, "packages", ()))
-    for name, other in others.items():
+    for name, options in others.items():
         command = commands.add_parser(name, help=name, add_help=False)
-        for option in option_strings(other):
+        for option in options:
             _add(command, (option,), ())
     return shtab.complete(root, shell)
 

@@ -9,7 +9,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # its stub leaves it out
 
 from eigenscope import callbacks
-from eigenscope.adapters.jsonargparse_names import subcommand_parser
+from eigenscope.adapters.jsonargparse_names import option_strings, subcommand_parser
 from eigenscope.adapters.lightning_names import (
     own_experiment,
     quieten,
@@ -29,7 +29,6 @@ from eigenscope.cli.errors.suggestions import listed
 from eigenscope.cli.lightning_cli import ConfigurationError, EigenscopeCLI
 from eigenscope.cli.process.lost_ranks import end_by_signal, end_with_launcher, explain_lost_rank
 from eigenscope.cli.shipped_configs import with_shipped_configs
-from eigenscope.optim.emerging import EMERGING_OPTIMIZERS
 from eigenscope.stop_signals import stop_signals
 
 
@@ -77,7 +76,7 @@ def _found(kind: type[EigenscopeCLI], args: list[str]) -> Any:
 
 class _CompletionOnly(EigenscopeCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        others = {"compare": compare_parser()}
+        others = {"compare": option_strings(compare_parser())}
         print(completion_script(parser, others, str(cast(list[str], args)[-1])))
         raise SystemExit(0)
 
@@ -139,14 +138,10 @@ def script() -> None:
         end_by_signal(error.signal, str(error), patience=300)
     except MisconfigurationException as error:  # Lightning's word, such as of a score that nobody logs
         sys.exit(f"error: {explain_monitor(error) or _with_option(error)}")
-    except ImportError as error:
-        if error.name != EMERGING_OPTIMIZERS:
-            raise
-        sys.exit(f"error: {error}")
     except LinAlgError as error:
         sys.exit(f"error: {' '.join([str(error), *getattr(error, '__notes__', [])])}")  # the guard's note says where
     except Exception as error:
-        is_own = isinstance(error, ValueError) and is_from_setup(error)
+        is_own = isinstance(error, ValueError | ImportError) and is_from_setup(error)
         lost = explain_lost_rank(error)
         if lost is not None and stop_signals.received is not None:  # that one heard it before the ranks could agree
             name = stop_signals.received.name

@@ -186,7 +186,7 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
             ConfigurationError: the checkpoint cannot be read, or the configuration contradicts it.
         """
         for line in notes_on(str(self.subcommand), self.plain_config(), self._sources):
-            rank_zero_only(print)(f"note: {line}", file=sys.stderr, flush=True)
+            rank_zero_only(print)(f"warning: {line}", file=sys.stderr, flush=True)
         self._replace_precision()
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._continues: Path | None = None

@@ -31,6 +31,12 @@ def check_order(given: Sequence[Source]) -> None:
     for first, second in combinations(given, 2):
         if first.is_whole or not second.is_file:
             continue
+        early = [key for key in first.settings if key[0] in ("model", "data") and not first.chooses(key[0])]
+        if second.is_whole and early:
+            raise ConfigOrderError(
+                f"{first.text} stands before {second.text}, which names the class whose {'.'.join(early[0])} it sets: "
+                "put it after"
+            )
         for key, change in _undone(first, second):
             if second.is_whole or not first.is_file:
                 raise ConfigOrderError(

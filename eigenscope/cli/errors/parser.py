@@ -4,6 +4,7 @@ import argparse
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, get_origin
 
@@ -54,6 +55,7 @@ class ExplainingParser(ArgumentParser):
                 raise
             module = _being_imported(stop)
             raise UsageError(f"{module} cannot be imported: SystemExit: {stop.code}") from stop
+        _write_out_texts(config)
         for group in option_groups(self):  # jsonargparse takes `trainer: 5` of a file, and fails when it builds one
             if not isinstance(config.get(group), Namespace):
                 refused = NoOptionsError(group, config.get(group))
@@ -114,6 +116,21 @@ class NullError(TypeError):
         super().__init__(f"{'.'.join(path)} must not be null")
         self.path = path
         self.annotation = annotation
+
+
+def _write_out_texts(value: Any) -> None:
+    """Replaces members of enumerations that are texts, such as defaults of Lightning's, by plain texts, in place.
+
+    A configuration that holds one cannot be written to a file.
+    """
+    items = vars(value).items() if isinstance(value, Namespace) else value.items() if isinstance(value, dict) else ()
+    pairs: list[tuple[Any, Any]] = list(enumerate(value)) if isinstance(value, list) else list(items)
+    for key, item in pairs:
+        if isinstance(item, str) and isinstance(item, Enum):
+            plain = str(item.value)
+            setattr(value, key, plain) if isinstance(value, Namespace) else value.__setitem__(key, plain)
+        else:
+            _write_out_texts(item)
 
 
 def _being_imported(error: BaseException) -> str:

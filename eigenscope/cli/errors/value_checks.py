@@ -40,9 +40,7 @@ def checked_sources(args: Sequence[str]) -> list[Source]:
         sets = {key[0] for source in overlays for key in (*source.settings, *source.added)}
         if sets <= _SECTIONS:
             names = listed([source.text for source in overlays])
-            raise UsageError(
-                f"{names} changes parts of an experiment, of which there is none: give a --config with one"
-            )
+            raise UsageError(f"{names} changes parts of an experiment, of which none is given with --config")
     return found
 
 
