@@ -61,9 +61,10 @@ class GradientReplayModule(BaseModule):
             self._check_shape(tuple(shape))
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        """⟨p, g⟩, g the mean of the gradients of the batch."""
+        """⟨p, g⟩, g the mean of the gradients of the batch; at least in float32, as float16 ends at 65504."""
         self._check_shape(tuple(batch.shape[1:]))
-        return (self.weight * batch.mean(0)).sum()
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        return (self.weight.to(wide) * batch.to(wide).mean(0)).sum()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Logs the norm of the gradient, and keeps what the step changes."""

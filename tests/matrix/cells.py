@@ -125,7 +125,8 @@ def arguments(cell: Cell) -> list[str]:
     args += _LOGGERS[cell.logger] + _AVERAGES[cell.averaging]
     if data == "GradientSpikeDataModule":
         sides = ("rows=16", "columns=8")
-        args += [f"{DATA}.steps={SPIKE_STEPS}", *(f"{of}.{side}" for of in (NET, DATA) for side in sides)]
+        args += [f"{DATA}.steps={SPIKE_STEPS * cell.accumulate}"]
+        args += [f"{of}.{side}" for of in (NET, DATA) for side in sides]
     else:
         args += [f"{DATA}.batch_size={BATCH}", f"{DATA}.num_workers={cell.workers}"]
         args += [f"{TRAINER}.limit_train_batches={EPOCH}", f"{TRAINER}.limit_val_batches=1"]

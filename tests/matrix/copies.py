@@ -31,7 +31,10 @@ class Copies(Callback):
         if batch_idx > 0:
             return
         loader: Any = trainer.train_dataloader
-        data = checked_pickle(pl_module, loader.dataset, loader.collate_fn, loader.worker_init_fn)
+        parts = (getattr(loader, name, None) for name in ("dataset", "collate_fn", "worker_init_fn"))
+        data = checked_pickle(pl_module, *parts)
+        if not isinstance(loader, DataLoader):  # of gradients, which no network takes
+            return
         results = []
         with torch.random.fork_rng(devices=[]):
             for each in (pl_module, copy.deepcopy(pl_module), pickle.loads(data)):
