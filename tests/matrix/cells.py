@@ -141,7 +141,7 @@ def arguments(cell: Cell) -> list[str]:
     elif "class_path: BatteryArray" in text:
         args += [f"{NET}.num_batteries=16"]
     elif "hidden: " in text:
-        args += [f"{NET}.hidden=32"]
+        args += [f"{NET}.hidden={96 if 'decoder' in text else 32}"]  # of which a decoder's point set has rows of 16
     if "class_path: ImplantedVAE" in text:
         args += [f"{NET}.container=batteries.safetensors"]
     return args

@@ -13,7 +13,7 @@ EPS = {
     "16-mixed": torch.finfo(torch.float16).eps,
     "16-true": torch.finfo(torch.float16).eps,
 }
-FACTOR = 4.0
+FACTOR = 8.0
 """A mean of continuous functions of the network's output, after two steps of which the second took the first's weights:
 the output is rounded once, the weights once, and both pass a few layers and a difference of numbers of its size."""
 SINGLE = 2e-3  # of two ranks, other workers and loggers in single precision: means over the shards in another order
