@@ -19,8 +19,8 @@ batches of training and one of validation. Beside the precision a cell chooses {
 - `yes`: it runs, leaves a checkpoint to resume from, and logs what the same cell logs in 32-true, in one process, with
   TensorBoard and without loader processes. A metric m agrees within 8 ε max(1, |m|), ε = 2^-7 in bf16 and 2^-10 in
   fp16, and within 2e-3 in 32-true; of accuracies half the samples may change sides. On two ranks their weights are
-  equal to the bit, and metrics of random matrices, of which every rank has its own, are left out; so are sizes of updates
-  in `bf16-true` and `16-true`, which are below what a weight is rounded to.
+  equal to the bit, and metrics of random matrices, of which every rank has its own, are left out; so are sizes of
+  updates in `bf16-true` and `16-true`, which are below what a weight is rounded to.
 - `as bf16-mixed`: a CPU has no mixed precision in fp16, so bf16-mixed is used, and a line says so.
 - `refused`: one sentence before training, below.
 
