@@ -31,7 +31,10 @@ def check(runner, cells):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_precision(experiment, runner):
-    check(runner, [cell for cell in covering(experiment) if cell.ranks == 1])
+    """On a CPU 16-mixed runs as bf16-mixed, so that a few experiments are enough for it; the page has all."""
+    alike = EXPERIMENTS.index(experiment) % 6 > 0
+    cells = [cell for cell in covering(experiment) if cell.ranks == 1]
+    check(runner, [cell for cell in cells if not (alike and cell.precision == "16-mixed")])
 
 
 @pytest.mark.xdist_group("ddp")  # one pool for all, with --dist loadgroup
