@@ -45,7 +45,7 @@ class RunProvenance(SaveConfigCallback):
         folder = run_folder(trainer) if stage == "fit" else None
         if folder is not None and not (path := folder / self.config_filename).exists():
             folder.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, str(path), skip_unset=False, multifile=self.multifile)
+            self.parser.save(self.config, str(path), skip_unset=False, skip_validation=True, multifile=self.multifile)
         for card in callbacks_of(trainer) if trainer.is_global_zero and stage == "fit" else []:
             if isinstance(card, RunMetadataCallback):
                 options = self._plain["trainer"]
@@ -79,7 +79,7 @@ class RunProvenance(SaveConfigCallback):
 
     @cached_property
     def _plain(self) -> Any:
-        return yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+        return yaml.safe_load(self.parser.dump(self.config, skip_unset=False, skip_validation=True))
 
 
 def logger_states(trainer: Trainer) -> list[dict[str, Any]]:

@@ -146,15 +146,17 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
             self._sources = checked_sources(self._args)
             with loading_present_names(notes):
                 self.config = parser.parse_args(self._args)
+                plain = self.plain_config()
                 if self.config.subcommand == "fit":
-                    self.config.fit.label = self._label(parser, self._args)
+                    plain["label"] = self.config.fit.label = self._label(parser, self._args, plain)
         except renamed.RemovedArgumentError as error:
             raise UsageError(str(error)) from error
-        check_values(str(self.config.subcommand), self.plain_config(), self._sources, self._args)
+        check_values(str(self.config.subcommand), plain, self._sources, self._args)
+        self._notes = notes_on(str(self.config.subcommand), plain, self._sources)
         if notes:
             rank_zero_only(print)(f"Names of version 0.4: {', '.join(notes)}.", file=sys.stderr, flush=True)
 
-    def _label(self, parser: LightningArgumentParser, given: list[str]) -> list[str]:
+    def _label(self, parser: LightningArgumentParser, given: list[str], plain: dict[str, Any]) -> list[str]:
         """What the run has otherwise than its configuration file."""
 
         def of_files(files: list[str]) -> Any:
@@ -165,14 +167,15 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
             finally:
                 parser.args = given  # which errors name
 
-        return run_label(given, self.plain_config(), of_files)
+        return run_label(given, plain, of_files)
 
     def plain_config(self, config: Namespace | None = None) -> dict[str, Any]:
         """The resolved configuration of the subcommand, or another, as plain values."""
         config = self.config if config is None else config
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"\s*Unable to serialize instance")  # as of a device, which becomes text
-            plain: dict[str, Any] = yaml.safe_load(self.parser.dump(config, skip_unset=False))[config.subcommand]
+            text = self.parser.dump(config, skip_unset=False, skip_validation=True)  # which took as long as parsing
+        plain: dict[str, Any] = yaml.safe_load(text)[config.subcommand]
         return plain
 
     def with_option(self, error: BaseException) -> str:
@@ -185,7 +188,7 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         Raises:
             ConfigurationError: the checkpoint cannot be read, or the configuration contradicts it.
         """
-        for line in notes_on(str(self.subcommand), self.plain_config(), self._sources):
+        for line in self._notes:
             rank_zero_only(print)(f"warning: {line}", file=sys.stderr, flush=True)
         self._replace_precision()
         self._shapes: dict[str, tuple[int, ...]] = {}
