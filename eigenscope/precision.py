@@ -1,10 +1,6 @@
-"""Floating-point precisions: names, what a device computes in hardware, modules that keep theirs."""
-
-from collections.abc import Callable
-from typing import Any, Self
+"""Floating-point precisions: names, and what a device computes in hardware."""
 
 import torch
-from torch import Tensor, nn
 
 _NAMES = {"None": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 
@@ -41,20 +37,3 @@ def has_bf16(device_type: str) -> bool:
         )()  # torch 2.11 cannot tell: taken as no
         return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return False
-
-
-class KeepsDtypes(nn.Module):
-    """A module whose own tensors and its children's follow a change of device and no change of dtype.
-
-    Lightning casts a whole module to half precision with ``.to(dtype)``, its metrics' sums too, although torchmetrics
-    guards against ``.half()``: in bfloat16 a sum stops growing at 256 times what is added. Not for modules with
-    parameters, which are to be cast. To be named before ``torchmetrics.Metric`` among the bases of a metric.
-    """
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Self:
-        def moved(tensor: Tensor) -> Tensor:
-            result = fn(tensor)
-            return result if result.dtype == tensor.dtype else tensor.to(result.device)
-
-        this: Self = super()._apply(moved, *args, **kwargs)  # type: ignore[no-untyped-call]
-        return this

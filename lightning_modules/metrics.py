@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from eigenscope.precision import KeepsDtypes
+from eigenscope.adapters.torch_names import KeepsDtypes
 
 
 class MeanLoss(KeepsDtypes, Metric):

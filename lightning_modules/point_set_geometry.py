@@ -7,12 +7,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from eigenscope.adapters.torch_names import KeepsDtypes
 from eigenscope.charts import Chart, present
 from eigenscope.geometry import expected_cv, has_cv, random_unit_points, spread_matrices
 from eigenscope.geometry.metrics import EffectiveRank, VolumeCV
 from eigenscope.lightning_modules.metrics import MeanLoss
 from eigenscope.linalg import gram_svd
-from eigenscope.precision import KeepsDtypes
 from eigenscope.protocols import PointSets
 
 _MATRICES = 64  # measured of each batch, spread over it

@@ -56,6 +56,8 @@ LINES = {
 BEGUN = Path("runs") / "demo" / "version_0" / "checkpoints" / "last.previous.ckpt"  # after the first of its steps
 RESUME = [*FIT, f"--ckpt_path={BEGUN}"]
 WORKER = [*FIT, "--data.init_args.num_workers=1"]
+CSV_TABLE = "lightning metrics_keys"
+CSV = [*FIT, "--trainer.logger=CSVLogger", "--trainer.logger.init_args.save_dir=runs"]
 IN_WORKER = "python _on_queue_feeder_error"
 AT_IMPORT = ("torch TorchDispatchMode", "torch _addmm_activation", "lightning _parse_ckpt_path")
 
@@ -141,6 +143,9 @@ def main(folder: Path) -> None:
     begun = folder / "begun"
     forked("", {"fit": [*FIT, "--trainer.max_steps=2"]}, begun)
     results[""] = forked("", LINES, folder / "done") | forked("", {"resume": RESUME}, folder / "resumed", begun)
+    forked("", {"fit": [*CSV, "--trainer.max_steps=2"]}, folder / "begun_csv")
+    resumed = {"resume": [*CSV, f"--ckpt_path={BEGUN}"]}
+    results[CSV_TABLE] = forked(CSV_TABLE, resumed, folder / "csv", folder / "begun_csv")
     results[IN_WORKER] = forked(IN_WORKER, {"fit": WORKER}, folder / "worker")
     for number, name in enumerate(name for name in names() if name not in results):
         results[name] = forked(name, lines_of(name, results[""]), folder / str(number), begun)

@@ -346,8 +346,8 @@ def stopped_and_extended(folder, kind, stop, more):
     os.chdir(Path(folder) / "whole")
     ends.append(command(kind, f"--trainer.max_epochs={EPOCHS}", *more))
     os.chdir(Path(folder) / "stopped")
-    last = command(kind, f"--trainer.max_epochs={EPOCHS - 1}", *more, stop=stop)
-    last = command(kind, f"--trainer.max_epochs={EPOCHS - 1}", *more, f"--ckpt_path={last}")
+    last = os.path.relpath(command(kind, f"--trainer.max_epochs={EPOCHS - 1}", *more, stop=stop))
+    command(kind, f"--trainer.max_epochs={EPOCHS - 1}", *more, f"--ckpt_path={last}")
     ends.append(command(kind, f"--trainer.max_epochs={EPOCHS}", *more, f"--ckpt_path={last}"))
     return differences(*(read_checkpoint(Path(end)) for end in ends))
 

@@ -197,7 +197,9 @@ def test_a_refused_value_is_one_sentence_at_the_command_line(tmp_path):
     command = [sys.executable, "-W", "ignore", "-m", "eigenscope", "fit", "--config", DEMO, f"{NET}.patch_size=5"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "error: patch_size must divide image_size 32, got 5"
+    assert done.stderr.splitlines()[-1] == (
+        "error: patch_size must divide image_size 32, got 5 (--model.init_args.net.init_args.patch_size)"
+    )
     assert "Traceback" not in done.stderr
 
 

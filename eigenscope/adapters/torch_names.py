@@ -1,4 +1,4 @@
-"""torch's private names: the mode that sees every operation, what ``compile`` leaves, a state's load, a loader's start.
+"""torch's private names: the mode that sees every operation, what ``compile`` leaves, a state's load and cast, loaders.
 
 Nothing here imports more than torch, so the mathematics may use it.
 """
@@ -7,10 +7,10 @@ import functools
 import multiprocessing
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
@@ -124,3 +124,20 @@ def wrap_loader_start(
 
     wrapped.is_wrapped = True  # type: ignore[attr-defined]
     _TORCH.set(DataLoader, "_get_iterator", wrapped)
+
+
+class KeepsDtypes(nn.Module):
+    """A module whose own tensors and its children's follow a change of device and no change of dtype.
+
+    Lightning casts a whole module to half precision with ``.to(dtype)``, its metrics' sums too, although torchmetrics
+    guards against ``.half()``: in bfloat16 a sum stops growing at 256 times what is added. Not for modules with
+    parameters, which are to be cast. To be named before ``torchmetrics.Metric`` among the bases of a metric.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Self:
+        def moved(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            return result if result.dtype == tensor.dtype else tensor.to(result.device)
+
+        this: Self = super()._apply(moved, *args, **kwargs)  # type: ignore[no-untyped-call]
+        return this

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from eigenscope.adapters.torch_names import KeepsDtypes
 from eigenscope.geometry.points import effective_rank
 from eigenscope.geometry.volume_cv import CVEstimate, volume_cv
 from eigenscope.noise import stream_key
-from eigenscope.precision import KeepsDtypes
 
 
 class VolumeCV(KeepsDtypes, Metric):

@@ -62,4 +62,4 @@ def test_every_epoch_is_left_to_read(tmp_path, terminal):
     lines = on_screen(run(tmp_path, terminal))
     rows = [line.split()[0] for line in lines if re.fullmatch(r" +\d( +[-+.:\d]+){8}", line.rstrip())]
     assert rows == ["1", "2", "3", "4"]
-    assert any(line.startswith("experiment") for line in lines)
+    assert any(line.split()[:2] == ["experiment", "seed"] for line in lines)

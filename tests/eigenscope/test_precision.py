@@ -3,7 +3,8 @@ import torch
 from torch import nn
 from torchmetrics import Metric
 
-from eigenscope.precision import KeepsDtypes, has_bf16, has_tf32
+from eigenscope.adapters.torch_names import KeepsDtypes
+from eigenscope.precision import has_bf16, has_tf32
 
 
 def test_nothing_but_a_gpu_has_tf32():
