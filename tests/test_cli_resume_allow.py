@@ -258,7 +258,7 @@ def test_a_changed_learning_rate_takes_effect_under_its_schedule(begun, capsys, 
     if save is not None:
         shutil.rmtree("runs")
         fit("--trainer.max_steps=3")
-    start, end = (8, 12) if save is None else (3, 11)  # max_steps cuts its epoch short
+    start, end = (8 if save is None else 3), 12
     run = resume(f"--{OPTIMIZER}.lr=4e-3", "--trainer.max_steps=-1", allow=[f"{OPTIMIZER}.lr"])
     expected = [cosine(step, 1e-3) for step in range(start)] + [cosine(step, 4e-3) for step in range(start, end)]
     assert rates(run) == pytest.approx(expected, rel=1e-5)

@@ -197,6 +197,9 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         self._evaluation = Evaluation(str(self.subcommand))
         if self.subcommand != "fit":
             config.trainer.logger = False  # figures go to the record of the checkpoint's run
+            asked = any(("warm_start",) in source.settings and not source.is_file for source in self._sources)
+            if config.ckpt_path is not None and not asked:  # what the run of a saved configuration began with
+                config.warm_start = None
         try:
             check_options(str(self.subcommand), config)
             if config.ckpt_path is not None:

@@ -40,6 +40,7 @@ def run_label(args: Sequence[str], now: Config, resolve: Callable[[list[str]], C
         resolve: gives the configuration that files alone stand for; None if they are not enough for one.
     """
     files = [file for file in config_values(args) if Path(file).is_file()]
+    files.sort(key=lambda file: not {"model", "data"} <= (_raw(file) or {}).keys())  # the experiment, then overlays
     given = [(option, value) for option, value in options(args) if option not in ("--config", "-c")]
     given += [("--config", text) for text in config_values(args) if text not in files]
     base: Config | None = None

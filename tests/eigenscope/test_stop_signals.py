@@ -54,6 +54,8 @@ def run(code, *numbers):
         [sys.executable, "-W", "ignore", "-c", START + code],
         {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
     )
+    ranks = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # which other tests may have set in this process
+    options["env"] = {name: value for name, value in os.environ.items() if name not in ranks}
     process = subprocess.Popen(command, text=True, **options)
     assert process.stdout.readline() == "listens\n"
     for number in numbers:
