@@ -15,20 +15,10 @@ from eigenscope.callbacks import NonFiniteError, ResumeCheckpoint, TrainingInter
 from eigenscope.checkpoints import read_checkpoint
 from eigenscope.cli import lightning_cli
 from eigenscope.nn import BatteryArray, BatteryEntry, save_batteries
+from tests.matrix.covering import BASES, one_of_each_kind
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-
-
-def classes(config):
-    """All that a configuration is made of."""
-    parts = config.values() if isinstance(config, dict) else config if isinstance(config, list) else ()
-    named = [config["class_path"]] if isinstance(config, dict) and "class_path" in config else []
-    return sorted([*named, *(name for part in parts for name in classes(part))])
-
-
-FILES = {path: yaml.safe_load(path.read_text()) for path in sorted(CONFIGS.rglob("*.yaml"))}
-# one of those that are made of the same classes and differ in numbers alone
-EXPERIMENTS = list({str(classes(config)): path for path, config in FILES.items() if "data" in config}.values())
+EXPERIMENTS = [CONFIGS / f"{name}.yaml" for name in one_of_each_kind(BASES)]
 BATCHES = 3
 SMALL = [
     "--trainer.accelerator=cpu",

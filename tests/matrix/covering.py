@@ -1,12 +1,12 @@
 """Which cells there are, and the covering set that every change must pass."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from itertools import combinations, product
 
 import yaml
 
-from tests.matrix.cells import AVERAGES, CONFIGS, LOGGERS, PRECISIONS, Cell
+from tests.matrix.cells import AVERAGES, CONFIGS, LOGGERS, PRECISIONS, Cell, files
 
 AXES = {
     "precision": PRECISIONS,
@@ -34,6 +34,19 @@ for path in sorted(CONFIGS.rglob("*.yaml")):
 EXPERIMENTS = BASES + [f"{base}+{overlay}" for overlay in OVERLAYS for base in OVERLAID[overlay]]
 
 
+def classes(config: object) -> list[str]:
+    """All that a configuration is made of."""
+    parts = config.values() if isinstance(config, dict) else config if isinstance(config, list) else ()
+    named = [config["class_path"]] if isinstance(config, dict) and "class_path" in config else []
+    return sorted([*named, *(name for part in parts for name in classes(part))])
+
+
+def one_of_each_kind(names: Iterable[str]) -> list[str]:
+    """Of experiments that are made of the same classes, and differ in numbers alone, the last."""
+    made = {name: [classes(yaml.safe_load(file.read_text())) for file in files(name)] for name in names}
+    return list({str(parts): name for name, parts in made.items()}.values())
+
+
 def whole() -> Iterator[Cell]:
     """Every experiment with every choice."""
     for experiment, *chosen in product(EXPERIMENTS, *AXES.values()):
@@ -59,7 +72,22 @@ def covering(experiment: str) -> list[Cell]:
     return [*cells, replace(both, ranks=2)]
 
 
+def quick(experiment: str) -> list[Cell]:
+    """What of the covering set the tests run: all of one experiment of each kind, of the others the single precision.
+
+    On a CPU 16-mixed runs as bf16-mixed, so that a few experiments are enough for it.
+    """
+    cells = covering(experiment)
+    if experiment not in KINDS:
+        return [cell for cell in cells if cell.ranks == 1 and cell.precision == "32-true"]
+    alike = KINDS.index(experiment) % 4 > 0
+    return [cell for cell in cells if cell.ranks > 1 or not (alike and cell.precision == "16-mixed")]
+
+
 def pairs(cells: list[Cell]) -> set[tuple[tuple[str, object], tuple[str, object]]]:
     """Which two choices meet in some cell."""
     names = [field.name for field in fields(Cell) if field.name != "experiment"]
     return {((a, getattr(cell, a)), (b, getattr(cell, b))) for cell in cells for a, b in combinations(names, 2)}
+
+
+KINDS = one_of_each_kind(EXPERIMENTS)

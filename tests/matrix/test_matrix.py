@@ -5,7 +5,7 @@ from itertools import combinations
 import pytest
 
 from tests.matrix.cells import new_folder
-from tests.matrix.covering import AXES, EXPERIMENTS, OVERLAID, OVERLAYS, covering, pairs
+from tests.matrix.covering import AXES, EXPERIMENTS, KINDS, OVERLAID, OVERLAYS, pairs, quick
 from tests.matrix.running import Runner
 from tests.matrix.table import PAGE, read
 
@@ -31,21 +31,18 @@ def check(runner, cells):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_precision(experiment, runner):
-    """On a CPU 16-mixed runs as bf16-mixed, so that a few experiments are enough for it; the page has all."""
-    alike = EXPERIMENTS.index(experiment) % 6 > 0
-    cells = [cell for cell in covering(experiment) if cell.ranks == 1]
-    check(runner, [cell for cell in cells if not (alike and cell.precision == "16-mixed")])
+    check(runner, [cell for cell in quick(experiment) if cell.ranks == 1])
 
 
 @pytest.mark.xdist_group("ddp")  # one pool for all, with --dist loadgroup
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("experiment", KINDS)
 def test_two_ranks(experiment, runner):
-    check(runner, [cell for cell in covering(experiment) if cell.ranks == 2])
+    check(runner, [cell for cell in quick(experiment) if cell.ranks == 2])
 
 
 def test_all_pairs_of_choices_occur():
     wanted = {((a, x), (b, y)) for (a, xs), (b, ys) in combinations(AXES.items(), 2) for x in xs for y in ys}
-    assert wanted - pairs([cell for experiment in EXPERIMENTS for cell in covering(experiment)]) == set()
+    assert wanted - pairs([cell for experiment in EXPERIMENTS for cell in quick(experiment)]) == set()
 
 
 def test_every_overlay_goes_with_an_experiment_and_every_experiment_is_on_the_page():
