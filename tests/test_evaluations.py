@@ -166,7 +166,7 @@ def predicted_on(ranks):
     return writer.saved is not None
 
 
-@pytest.mark.filterwarnings("ignore:`predict` returned|ignore:It is recommended")
+@pytest.mark.filterwarnings("ignore:`predict` returned", "ignore:It is recommended")
 def test_what_a_strangers_module_predicts_is_saved_or_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert predicted_on(1)
