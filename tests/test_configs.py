@@ -21,8 +21,15 @@ EXPERIMENTS = [path for path in CONFIGS if path.parent.name != "spike"]
 TAPPED = {"deit_svd": "svd", "deit_gram_diagonal": "gram_diagonal", "deit_pooled": "pooled", "deit_zeros": "zeros"}
 
 
+def resolve(args):
+    """The settings of a run, without what it is called."""
+    config = cli.resolve(args)
+    del config["label"]
+    return config
+
+
 def resolved(name):
-    return cli.resolve(["--config", str(ROOT / "configs" / f"{name}.yaml")])
+    return resolve(["--config", str(ROOT / "configs" / f"{name}.yaml")])
 
 
 @pytest.fixture
@@ -43,7 +50,7 @@ def test_a_run_is_kept_under_the_name_of_its_experiment(path):
 @pytest.mark.parametrize("overlay", CV_OVERLAYS, ids=lambda path: f"{path.parent.stem}-{path.stem}")
 def test_overlays_add_to_a_configuration(overlay, name):
     plain = resolved(name)
-    added = cli.resolve(["--config", str(ROOT / "configs" / f"{name}.yaml"), "--config", str(overlay)])
+    added = resolve(["--config", str(ROOT / "configs" / f"{name}.yaml"), "--config", str(overlay)])
     *callbacks, schedule = added["trainer"].pop("callbacks")
     assert schedule["class_path"].endswith("CVLossSchedule")
     assert (plain["trainer"].pop("callbacks"), plain) == (callbacks, added)
@@ -52,9 +59,7 @@ def test_overlays_add_to_a_configuration(overlay, name):
 @pytest.mark.parametrize("name", ["demo", "deit_svd"])
 def test_the_kv_check_adds_to_a_deit(name):
     path = ROOT / "configs" / f"{name}.yaml"
-    plain, added = (
-        cli.resolve(["--config", str(path), *more])["trainer"] for more in ([], ["--config", str(KV_CHECK)])
-    )
+    plain, added = (resolve(["--config", str(path), *more])["trainer"] for more in ([], ["--config", str(KV_CHECK)]))
     *callbacks, check = added.pop("callbacks")
     assert (plain.pop("callbacks"), plain) == (callbacks, added)
     assert check["class_path"].endswith("KVCacheCompression")
@@ -73,7 +78,7 @@ def test_experiments_state_nothing_of_their_optimizer_that_an_overlay_would_take
 @pytest.mark.parametrize("overlay", OPTIMIZER_OVERLAYS, ids=lambda path: path.stem)
 def test_an_optimizer_overlay_keeps_the_rate_and_the_decay_and_nothing_else(overlay, name):
     before = resolved(name)
-    after = cli.resolve(["--config", str(ROOT / "configs" / f"{name}.yaml"), "--config", str(overlay)])
+    after = resolve(["--config", str(ROOT / "configs" / f"{name}.yaml"), "--config", str(overlay)])
     stated = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())["model"]["init_args"]["optimizer"]
     written = yaml.safe_load(overlay.read_text())["model"]["init_args"]["optimizer"]
     optimizer = after["model"]["init_args"].pop("optimizer")
@@ -117,7 +122,7 @@ def test_an_optimizer_overlay_runs(overlay, name, matrices, fit):
 @pytest.mark.parametrize("name", ["demo", "svae_noise_small"])
 def test_a_watched_experiment_is_the_plain_one_with_rekls_and_two_watched_layers(name):
     overlay = ROOT / "configs" / "optimizer" / "rekls.yaml"
-    plain = cli.resolve(["--config", str(ROOT / "configs" / f"{name}.yaml"), "--config", str(overlay)])
+    plain = resolve(["--config", str(ROOT / "configs" / f"{name}.yaml"), "--config", str(overlay)])
     watched = resolved(f"{name}_rekls")
     callbacks = watched["trainer"]["callbacks"]
     (callback,) = [entry for entry in callbacks if entry["class_path"] == "eigenscope.callbacks.EigenbasisRotation"]

@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from eigenscope.adapters.lightning_names import callbacks_of
+from eigenscope.results import MonitoredMetric
 
 _VALIDATION = "val"
 
@@ -56,6 +57,8 @@ def _monitored(trainer: Trainer) -> Iterator[tuple[str, str]]:
     parts: list[Any] = [*callbacks_of(trainer)]
     for part in parts:
         monitor = getattr(part, "monitor", None)
+        if monitor == MonitoredMetric():
+            continue  # of a callback that then takes another metric, and says so
         name = getattr(monitor, "name", monitor)
         if isinstance(name, str):
             yield type(part).__name__, name

@@ -74,7 +74,12 @@ class RunFolder(Callback):
         if logger is not None:
             name = str(logger.name or name)
         if self.continues is not None:
-            return str(self.continues), name if logger is not None else self.continues.parent.name, ""
+            path = self.continues
+            if folder is not None and folder.absolute() == path.absolute():
+                path = folder  # as the logger spells it
+            elif path.absolute().is_relative_to(Path.cwd()):
+                path = path.absolute().relative_to(Path.cwd())
+            return str(path), name if logger is not None else path.parent.name, ""
         if folder is None:
             own = self.planned_root(trainer) / name.replace(os.sep, "_")
             return str(own / f"version_{claim_version(own)}"), name, ""

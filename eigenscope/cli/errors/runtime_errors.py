@@ -79,7 +79,7 @@ def check_writable(folders: Iterable[Path]) -> None:
             raise ValueError(
                 f"logs and checkpoints cannot be written to {folder} ({reason}); name a folder that can "
                 "with --trainer.logger.init_args.save_dir or --trainer.default_root_dir"
-            ) from error
+            ) from None  # whose words it has
 
 
 def leave_to_main_thread() -> None:
