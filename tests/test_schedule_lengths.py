@@ -149,7 +149,7 @@ def test_a_run_whose_length_nobody_knows_is_refused(monkeypatch):
             cli.script()
         assert str(exit_.value) == (
             "error: lr_scheduler OneCycleLR needs total_steps, because nobody knows how long the run is: set "
-            "trainer.max_epochs or trainer.max_steps, which it follows, or state it"
+            "trainer.max_epochs or trainer.max_steps, which it follows, or state it (model.init_args.lr_scheduler.init_args.total_steps)"
         )
     rates(*DEMO, *UNLOGGED, *unknown[:1], "--trainer.max_time=00:00:00:00", f"{SCHEDULE}=null")  # needs no length
 
@@ -186,11 +186,8 @@ def test_a_short_name_that_torch_has_too_means_the_schedule_that_follows_the_run
 )
 def test_a_stated_length_that_does_not_fit_is_said_before_training(stated, said, capsys):
     rates(*DEMO, *UNLOGGED, *COSINE, f"{SCHEDULE}.init_args.T_max={stated}")
-    lines = [
-        line
-        for line in capsys.readouterr().out.splitlines()
-        if "CosineAnnealingLR" in line and not line.startswith("Run: ")
-    ]
+    printed = capsys.readouterr().out.splitlines()
+    lines = [line for line in printed if line.startswith("lr_scheduler CosineAnnealingLR")]
     assert len(lines) == len(said)
     assert all(sentence in line for sentence, line in zip(said, lines, strict=True))
 
@@ -219,6 +216,6 @@ def test_a_stated_length_is_resumed_as_it_was_and_a_derived_one_takes_over_a_sta
     longer = [*DEMO, *UNLOGGED, "--trainer.max_epochs=4", f"--ckpt_path={last(part)}"]
     for schedule in (theirs, []):  # the latter is the demo's own, which states no length
         assert rates(*longer, *schedule) == one_cycle(32)[16:]
-        assert "OneCycleLR" not in capsys.readouterr().out
+        assert "lr_scheduler OneCycleLR" not in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"lr_scheduler.*epochs"):
         rates(*longer, *theirs, f"{SCHEDULE}.init_args.epochs=5")

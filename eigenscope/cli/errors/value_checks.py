@@ -79,7 +79,8 @@ def check_values(subcommand: str, config: Mapping[str, Any], given: Sequence[Sou
     for number, source in enumerate(given):
         for key in source.settings if not source.is_whole else ():
             later = next((other for other in given[number + 1 :] if _chooses_class_above(other, key)), None)
-            if later is not None and not _is_there(config, key):
+            overridden = later is not None and source.is_file and not later.is_file  # as options are for
+            if later is not None and not overridden and not _is_there(config, key):
                 raise UsageError(f"{source.text} would be dropped: {later.text} after it chooses another class")
 
 
