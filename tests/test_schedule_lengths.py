@@ -149,7 +149,8 @@ def test_a_run_whose_length_nobody_knows_is_refused(monkeypatch):
             cli.script()
         assert str(exit_.value) == (
             "error: lr_scheduler OneCycleLR needs total_steps, because nobody knows how long the run is: set "
-            "trainer.max_epochs or trainer.max_steps, which it follows, or state it (model.init_args.lr_scheduler.init_args.total_steps)"
+            "trainer.max_epochs or trainer.max_steps, which it follows, or state it "
+            "(model.init_args.lr_scheduler.init_args.total_steps)"
         )
     rates(*DEMO, *UNLOGGED, *unknown[:1], "--trainer.max_time=00:00:00:00", f"{SCHEDULE}=null")  # needs no length
 
