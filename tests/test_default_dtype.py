@@ -1,7 +1,6 @@
 """Nothing that is drawn, counted or summed depends on torch's default dtype, which Lightning changes in a step."""
 
 import ast
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from eigenscope.noise import NOISE_TYPES, battery_mixtures, draw_noise, pick_fro
 from eigenscope.noise.streams import Streams
 from eigenscope.optim import REKLS, SOAP, Muon
 from eigenscope.optim.eigenbases.rotation import block_overlap
+from tests.dtypes import default_dtype
 
 ROOT = Path(__file__).parents[1]
 FACTORIES = {"zeros", "ones", "empty", "full", "rand", "randn", "linspace", "logspace", "eye", "tensor", "as_tensor"}
@@ -48,16 +48,6 @@ def calls_without_dtype(path):
 def test_every_tensor_that_is_made_has_a_stated_dtype():
     assert len(SOURCES) > 150
     assert [call for path in SOURCES for call in calls_without_dtype(path)] == []
-
-
-@contextmanager
-def default(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 INDICES = torch.arange(32)
@@ -132,7 +122,7 @@ def tensors(result):
 def test_a_function_computes_the_same_at_any_default_dtype(name):
     expected = tensors(FUNCTIONS[name]())
     for dtype in (torch.float64, torch.bfloat16, torch.float16):
-        with default(dtype):
+        with default_dtype(dtype):
             found = tensors(FUNCTIONS[name]())
         for a, b in zip(found, expected, strict=True):
             assert a.dtype == b.dtype, dtype

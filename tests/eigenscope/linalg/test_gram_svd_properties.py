@@ -1,5 +1,4 @@
 import runpy
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,21 +9,12 @@ from torch.linalg import LinAlgError
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eigenscope.linalg import gram_svd
+from tests.dtypes import default_dtype
 
 drawn = runpy.run_path(str(Path(__file__).with_name("matrices.py")))
 matrices, with_spectrum = drawn["matrices"], drawn["with_spectrum"]
 VECTORS = st.sampled_from(("right", "both", "none"))
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-@contextmanager
-def default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def seeded(seed):
