@@ -90,17 +90,7 @@ def _completion(shells: list[str]) -> None:
 
 
 def main(args: list[str] | None = None) -> Any:
-    """Runs the command line.
-
-    Args:
-        args: what would follow ``eigenscope`` in a shell; None takes it from there.
-
-    Returns:
-        The LightningCLI object with ``trainer``, ``model`` and ``datamodule``; of ``compare``, the summaries.
-
-    Raises:
-        SystemExit: with code 2, after a sentence on stderr, if what was asked for cannot be understood.
-    """
+    """Runs the command line, as :func:`eigenscope.cli.main` says."""
     quieten()
     stop_signals.forget()
     try:
