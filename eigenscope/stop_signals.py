@@ -45,10 +45,12 @@ class StopSignals:
 
     Attributes:
         received: the first signal that has come; None if none has.
+        raised: for which :class:`StopRequested` was raised; None if it was not.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.raised: signal.Signals | None = None
         self._since = 0.0
         self._defers = self._ending = self._listens = False
         self._before: dict[int, Any] = {}
@@ -63,6 +65,7 @@ class StopSignals:
         """
         if threading.current_thread() is threading.main_thread():
             self.received, self._defers, self._ending, self._listens = None, False, False, True
+            self.raised = None
             self._before = dict(self._before)  # another than before: a new time of listening
             self._install()
             self._watch()
@@ -137,7 +140,13 @@ class StopSignals:
             self.received, self._since = signal.Signals(number), time.monotonic()
         insists = number == signal.SIGINT and time.monotonic() - self._since > _SAME
         if (not self._ending and first and not self._defers) or (insists and (not self._ending or not self._listens)):
+            self.raised = signal.Signals(number)
             raise StopRequested(number)
+
+    def raise_again(self) -> None:
+        """Raises :class:`StopRequested` if it was raised within code that made another error of it, as of an import."""
+        if self._listens and self.raised is not None:
+            raise StopRequested(self.raised)
 
     def _watch(self) -> None:
         """Reads, in a thread, the numbers that Python's handler in C writes as soon as a signal comes."""

@@ -108,9 +108,10 @@ class Pool:
         port = free_port()
         for rank in range(self.ranks):
             ours, theirs = Pipe()
-            # -P: the folders of tests bear the names of the packages
+            # -P: the folders of tests bear the names of the packages; the root, as pytest adds it: tests import tests
             command = [sys.executable, "-P", "-W", "ignore", __file__, str(theirs.fileno())]
-            environment = os.environ | rank_environment(rank, self.ranks, port)
+            paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+            environment = os.environ | rank_environment(rank, self.ranks, port) | {"PYTHONPATH": os.pathsep.join(paths)}
             self._processes.append(subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment))
             theirs.close()
             self._pipes.append(ours)

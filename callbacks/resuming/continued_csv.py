@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -55,12 +56,16 @@ class ContinuedCSV(Callback):
         for logger, rows in self._kept(trainer):
             writer: Any = logger.experiment
             columns = sorted({name for row in rows for name in row})
-            with open(writer.metrics_file_path, "w", newline="") as file:
+            known = known_columns(writer)
+            path = Path(writer.metrics_file_path)
+            if known is None:
+                path = path.with_name("metrics_before_resume.csv")
+            else:
+                known[:] = sorted({*known, *columns})
+            with path.open("w", newline="") as file:
                 table = csv.DictWriter(file, columns)
                 table.writeheader()
                 table.writerows(rows)
-            known = known_columns(writer)
-            known[:] = sorted({*known, *columns})
 
     def _kept(self, trainer: Trainer) -> list[tuple[CSVLogger, list[Row]]]:
         loggers = [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]

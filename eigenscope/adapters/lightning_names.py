@@ -86,8 +86,9 @@ def logged_so_far(trainer: Trainer) -> dict[str, dict[str, Any]]:
             continue
         how = {name: getattr(meta, name) for name in _LOGGED} | {"reduce_fx": meta.reduce_fx.__name__}
         how |= {"sync_dist": meta.sync.should, "rank_zero_only": meta.sync.rank_zero_only}
-        states = dict(entry.metric_state) if entry.is_tensor else {}
-        found[key] = {"how": how, "states": states, "count": entry.update_count}
+        found[key] = {"how": how}
+        if entry.is_tensor:
+            found[key] |= {"states": dict(entry.metric_state), "count": entry.update_count}
     return found
 
 
@@ -106,9 +107,10 @@ def log_again(trainer: Trainer, pl_module: LightningModule, saved: Mapping[str, 
         return
     for key, entry in saved.items() if results is not None and hasattr(results, "log") else ():
         how = entry["how"]
-        value = entry["states"]["value"] if entry["states"] else pl_module.get_submodule(how["metric_attribute"])
+        states = entry.get("states")  # of a mean of tensors
+        value = states["value"] if states else pl_module.get_submodule(how["metric_attribute"])
         results.log(**how, value=value, batch_size=1, sync_dist_fn=trainer.strategy.reduce)
-        if entry["states"]:
+        if states:
             yield results[key], key
 
 
@@ -324,17 +326,17 @@ def ignore_existing_logs() -> None:
     warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
 
 
-def known_columns(writer: Any) -> list[str]:
+def known_columns(writer: Any) -> list[str] | None:
     """The columns that the writer of a ``CSVLogger`` believes its file to have, the very list.
 
     Returns:
-        An empty list, and a note on stderr, where Lightning keeps them elsewhere.
+        None, and a note on stderr, where Lightning keeps them elsewhere.
     """
     try:
         found: list[str] = _LIGHTNING.get(writer, "metrics_keys")
     except MissingNameError as missing:
-        report_fallback("rows of a resumed run may stand under other columns in metrics.csv", missing)
-        return []
+        report_fallback("a resumed run's earlier rows are in metrics_before_resume.csv", missing)
+        return None
     return found
 
 

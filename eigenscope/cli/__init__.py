@@ -41,7 +41,11 @@ def script() -> None:
 
     stop_signals.listen()  # before the imports, which take seconds
     try:
-        _script()
+        try:
+            _script()
+        except BaseException:
+            stop_signals.raise_again()
+            raise
     except StopRequested as stop:
         from eigenscope.cli.process.lost_ranks import end_by_signal
 

@@ -102,6 +102,7 @@ def main(args: list[str] | None = None) -> Any:
         with own_experiment():
             return EigenscopeCLI(args)
     except UsageError as error:
+        stop_signals.raise_again()
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
