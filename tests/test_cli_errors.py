@@ -344,10 +344,11 @@ def test_what_is_understood_but_cannot_be_is_one_sentence(tmp_path, capsys, monk
 
 def test_what_lightning_refuses_at_the_start_is_one_sentence(monkeypatch):
     spike = ["fit", "--config", str(CONFIGS / "spike" / "soap_high.yaml"), "--trainer.enable_model_summary=false"]
-    monkeypatch.setattr(sys, "argv", ["eigenscope", *spike, "--trainer.callbacks+=BackboneFinetuning"])
+    finder = ["--trainer.callbacks+=BatchSizeFinder", "--trainer.callbacks.batch_arg_name=size"]
+    monkeypatch.setattr(sys, "argv", ["eigenscope", *spike, *finder])
     with pytest.raises(SystemExit) as stop:
         cli.script()
-    assert stop.value.code.startswith("error: The LightningModule should have a nn.Module `backbone` attribute")
+    assert stop.value.code.startswith("error: Field size not found in `model`, `datamodule`")
     assert "\n" not in stop.value.code
 
 
