@@ -53,6 +53,7 @@ def allocate_bits(
     distortion: Tensor | None = None,
     plane_cost: float = 1.0,
     direction_cost: float = 0.0,
+    remaining: Tensor | None = None,
 ) -> Tensor:
     """Integer bits per direction with the least distortion for a budget, or the least cost for a distortion.
 
@@ -71,6 +72,7 @@ def allocate_bits(
         distortion: (...) what Σ λ·c(b) may be.
         plane_cost: > 0.
         direction_cost: >= 0.
+        remaining: (..., n, 9) instead of c, for each direction its own, decreasing and convex from 1 bit on.
 
     Returns:
         (..., n) int64 from 0 to 8. Directions of no variance get none.
@@ -85,44 +87,52 @@ def allocate_bits(
         needed = f"{plane_cost + direction_cost}, the cost of one direction at one bit"
         raise ValueError(f"budget must be at least {needed}, got {budget}")
     variances = variances.double()
-    kept = distortions().to(variances.device)
-    cost = direction_cost + plane_cost * torch.arange(1, MAX_BITS + 1, dtype=torch.float64, device=kept.device)
-    first = 1 + int(((1 - kept[1:]) / cost).argmax())
-    # steps: 0 → first, first → first + 1, …, 7 → 8
-    gains = torch.cat([1 - kept[first : first + 1], kept[first:-1] - kept[first + 1 :]])
-    costs = torch.full_like(gains, plane_cost)
-    costs[0] = cost[first - 1]
-    steps = variances[..., None] * (gains / costs)
-    order = steps.flatten(-2).argsort(dim=-1, descending=True, stable=True)
-    direction = order // len(gains)
-    gained = (variances[..., None] * gains).flatten(-2).gather(-1, order)
-    paid = costs[order % len(gains)].cumsum(-1)
+    kept = distortions().to(variances.device) if remaining is None else remaining.double()
+    kept = kept.expand(*variances.shape, MAX_BITS + 1)
+    steps = torch.arange(1, MAX_BITS + 1, device=kept.device)
+    cost = direction_cost + plane_cost * steps.double()
+    first = 1 + ((kept[..., :1] - kept[..., 1:]) / cost).argmax(-1, keepdim=True)
+    # the step that ends at b bits: none below first, 0 → first, then one by one
+    jump = kept[..., :1] - kept[..., 1:]
+    gains = variances[..., None] * torch.where(steps == first, jump, kept[..., :-1] - kept[..., 1:]) * (steps >= first)
+    costs = torch.where(steps == first, cost, plane_cost)
+    order = (gains / costs).flatten(-2).argsort(dim=-1, descending=True, stable=True)
+    gained = gains.flatten(-2).gather(-1, order)
     if budget is None:
         assert distortion is not None
-        allowed = variances.sum(-1) - distortion.double()
+        start = (variances * kept[..., 0]).sum(-1)
+        allowed = start - distortion.double()
         reached = gained.cumsum(-1)
         if (reached[..., -1] < allowed).any():
-            least = (variances.sum(-1) - reached[..., -1]).max()
+            least = (start - reached[..., -1]).max()
             raise ValueError(f"distortion must be at least what {MAX_BITS} bits leave, up to {least}, got {distortion}")
         taken = (reached - gained) < allowed[..., None]
     else:
+        paid = (costs.flatten(-2).gather(-1, order) * (gained > 0)).cumsum(-1)
         taken = (paid <= budget) & (gained > 0)
-    bits = (taken * torch.where(order % len(gains) == 0, first, 1)).to(torch.int64)
-    bits = torch.zeros_like(variances, dtype=torch.int64).scatter_add(-1, direction, bits)
+    bits = _reached(taken, order, first)
     return bits if budget is None else _spend_rest(bits, variances, budget, plane_cost, direction_cost, order, first)
 
 
+def _reached(taken: Tensor, order: Tensor, first: Tensor) -> Tensor:
+    """Bits (..., n) after the steps ``taken``, of those in ``order`` (..., n × 8)."""
+    direction, ends = order // MAX_BITS, order % MAX_BITS + 1
+    start = first.squeeze(-1).gather(-1, direction)
+    size = torch.where(ends == start, start, 1) * (ends >= start)
+    bits = torch.zeros_like(first.squeeze(-1))
+    return bits.scatter_add(-1, direction, taken * size)
+
+
 def _spend_rest(
-    bits: Tensor, variances: Tensor, budget: float, plane_cost: float, direction_cost: float, order: Tensor, first: int
+    bits: Tensor, variances: Tensor, budget: float, plane_cost: float, direction_cost: float, order: Tensor, first: Tensor
 ) -> Tensor:
     """Gives whole planes that remain to directions that have bits, in the order of gain; to the first if none has."""
     stored = bits > 0
     spent = stored.sum(-1) * direction_cost + bits.sum(-1) * plane_cost
     planes = ((budget - spent) / plane_cost * (1 + 1e-12)).floor()
-    count = MAX_BITS + 1 - first
-    direction, step = order // count, order % count
+    direction, ends = order // MAX_BITS, order % MAX_BITS + 1
     before = bits.gather(-1, direction)
-    open_step = (before > 0) & (first + step > before)  # this step would bring the direction to first + step bits
+    open_step = (before > 0) & (ends > before)  # this step would bring the direction to as many bits
     taken = open_step & (open_step.cumsum(-1) <= planes[..., None])
     bits = bits.scatter_add(-1, direction, taken.to(torch.int64))
     alone = math.floor((budget - direction_cost) / plane_cost * (1 + 1e-12))

@@ -16,21 +16,91 @@ from eigenscope.kv.codecs.codec import (
     check_tokens,
     check_whole,
     computed_in,
+    nbytes,
     no_grad_no_autocast,
 )
+from eigenscope.kv.codecs.token_norms import decode_norms, encode_norms
 from eigenscope.kv.codecs.transform_fit import Budget, fit_transform
 from eigenscope.kv.codecs.transform_state import TransformState, bases, by_width
 
 
 @dataclass(frozen=True, eq=False)
 class PlaneCode(Code):
-    """Bit planes of the quantised coefficients of all groups: ``planes`` (*batch, bits a token, ⌈T/8⌉) uint8."""
+    """Bit planes of the quantised coefficients of all groups.
+
+    Attributes:
+        planes: (*batch, bits a token, ⌈T/8⌉) uint8.
+        norms: (*batch, *groups, T) uint8, logarithms of the tokens' norms; None where they are not divided by them.
+    """
 
     planes: Tensor
+    norms: Tensor | None = None
 
 
 @dataclass(frozen=True)
-class TransformCodec(Codec):
+class PlaneCoder(Codec):
+    """Encodes and decodes by the state of a transform codec: its budget is spent, it only quantises and packs."""
+
+    @no_grad_no_autocast
+    def encode(self, X: Tensor, fitted: Fitted) -> PlaneCode:  # noqa: D102
+        state = _checked(fitted)
+        check_fits(X, state)
+        dtype = computed_in(X.dtype)
+        batch = X.shape[: X.ndim - 2 - len(state.groups)]
+        groups = math.prod(state.groups)
+        analysis, _, slots = bases(state.basis, state.synthesis, state.owner, groups, dtype)
+        centred = X.to(dtype) - state.mean.to(dtype)[..., None, :]
+        norms = None
+        if state.norm is not None:
+            level = state.norm.to(dtype)
+            norms = encode_norms(centred, level)
+            centred = centred / decode_norms(norms, level)
+        centred = centred.reshape(*batch, groups, *X.shape[-2:])
+        coefficients = (analysis @ centred.mT).flatten(-3, -2).index_select(-2, slots)
+        coefficients = coefficients / state.scale.to(dtype)[:, None]
+        rows = state.rows.tolist()
+        parts = [quantize(coefficients[..., part, :], width) for width, part in reversed(by_width(rows))]
+        codes = torch.cat([coefficients.new_empty(*batch, 0, X.shape[-2], dtype=torch.uint8), *parts], -2)
+        return PlaneCode(X.shape[-2], X.dtype, pack_planes(codes, rows), norms)
+
+    @no_grad_no_autocast
+    def factors(self, code: Code, fitted: Fitted) -> Factors:  # noqa: D102
+        state = _checked(fitted)
+        if not isinstance(code, PlaneCode):
+            raise ValueError(f"code must be a PlaneCode, got {type(code).__name__}")
+        dtype = computed_in(code.dtype)
+        batch = code.planes.shape[:-2]
+        groups = math.prod(state.groups)
+        _, synthesis, slots = bases(state.basis, state.synthesis, state.owner, groups, dtype)
+        rows = state.rows.tolist()
+        codes = unpack_planes(code.planes, rows, code.tokens)
+        gain = (state.scale if state.gain is None else state.gain).to(dtype)[:, None]
+        parts = [dequantize(codes[..., part, :], width, dtype) for width, part in reversed(by_width(rows))]
+        levels = torch.cat([gain.new_empty(*batch, 0, code.tokens), *parts], -2) * gain
+        k = synthesis.shape[-2]
+        C = levels.new_zeros(*batch, groups * k, code.tokens).index_copy(-2, slots, levels)
+        C = C.reshape(*batch, *state.groups, k, code.tokens).mT
+        if state.norm is not None and code.norms is not None:
+            C = C * decode_norms(code.norms, state.norm.to(dtype))
+        return Factors(C, synthesis.reshape(*state.groups, k, state.channels), state.mean.to(dtype))
+
+    def bytes_by_group(self, code: Code, fitted: Fitted) -> Tensor:  # noqa: D102
+        state = _checked(fitted)
+        if not isinstance(code, PlaneCode):
+            raise ValueError(f"code must be a PlaneCode, got {type(code).__name__}")
+        planes = code.planes.shape[:-2].numel() * code.planes.shape[-1]
+        bits = (state.rows.cpu()[:, None] > torch.arange(len(state.owner))).sum(0)
+        stored = [state.basis, state.synthesis, state.owner, state.scale, state.gain]
+        row = sum(t[:1].numel() * t.element_size() for t in stored if t is not None and len(t))
+        groups = math.prod(state.groups)
+        shared = nbytes(state.mean, state.rows, state.norm, code.norms) / groups
+        group_bytes = torch.full((groups,), float(shared), dtype=torch.float64)
+        group_bytes.index_add_(0, state.owner.to("cpu", torch.int64), (bits * planes + row).double())
+        return group_bytes.reshape(state.groups)
+
+
+@dataclass(frozen=True)
+class TransformCodec(PlaneCoder):
     """Rotates by an eigenbasis and gives each direction its own whole number of bits, from 0 to 8.
 
     A truncated SVD is best for a rank, not for bytes. For bytes, reverse water-filling over the spectrum is, and this
@@ -91,60 +161,6 @@ class TransformCodec(Codec):
         """
         check_tokens(X, groups)
         return fit_transform(X, tuple(X.shape[X.ndim - 2 - groups : -2]), self._budget())
-
-    @no_grad_no_autocast
-    def encode(self, X: Tensor, fitted: Fitted) -> PlaneCode:  # noqa: D102
-        state = _checked(fitted)
-        check_fits(X, state)
-        dtype = computed_in(X.dtype)
-        batch = X.shape[: X.ndim - 2 - len(state.groups)]
-        groups = math.prod(state.groups)
-        analysis, _, slots = bases(state.basis, state.synthesis, state.owner, groups, dtype)
-        centred = (X.to(dtype) - state.mean.to(dtype)[..., None, :]).reshape(*batch, groups, *X.shape[-2:])
-        coefficients = (analysis @ centred.mT).flatten(-3, -2).index_select(-2, slots)
-        coefficients = coefficients / state.scale.to(dtype)[:, None]
-        rows = state.rows.tolist()
-        parts = [quantize(coefficients[..., part, :], width) for width, part in reversed(by_width(rows))]
-        codes = torch.cat([coefficients.new_empty(*batch, 0, X.shape[-2], dtype=torch.uint8), *parts], -2)
-        return PlaneCode(X.shape[-2], X.dtype, pack_planes(codes, rows))
-
-    @no_grad_no_autocast
-    def factors(self, code: Code, fitted: Fitted) -> Factors:  # noqa: D102
-        state = _checked(fitted)
-        if not isinstance(code, PlaneCode):
-            raise ValueError(f"code must be a PlaneCode, got {type(code).__name__}")
-        dtype = computed_in(code.dtype)
-        batch = code.planes.shape[:-2]
-        groups = math.prod(state.groups)
-        _, synthesis, slots = bases(state.basis, state.synthesis, state.owner, groups, dtype)
-        rows = state.rows.tolist()
-        codes = unpack_planes(code.planes, rows, code.tokens)
-        gain = (state.scale if state.gain is None else state.gain).to(dtype)[:, None]
-        parts = [dequantize(codes[..., part, :], width, dtype) for width, part in reversed(by_width(rows))]
-        levels = torch.cat([gain.new_empty(*batch, 0, code.tokens), *parts], -2) * gain
-        k = synthesis.shape[-2]
-        C = levels.new_zeros(*batch, groups * k, code.tokens).index_copy(-2, slots, levels)
-        return Factors(
-            C.reshape(*batch, *state.groups, k, code.tokens).mT,
-            synthesis.reshape(*state.groups, k, state.channels),
-            state.mean.to(dtype),
-        )
-
-    def bytes_by_group(self, code: Code, fitted: Fitted) -> Tensor:  # noqa: D102
-        state = _checked(fitted)
-        if not isinstance(code, PlaneCode):
-            raise ValueError(f"code must be a PlaneCode, got {type(code).__name__}")
-        planes = code.planes.shape[:-2].numel() * code.planes.shape[-1]
-        bits = (state.rows.cpu()[:, None] > torch.arange(len(state.owner))).sum(0)
-        stored = [state.basis, state.synthesis, state.owner, state.scale, state.gain]
-        row = sum(t[:1].numel() * t.element_size() for t in stored if t is not None and len(t))
-        groups = math.prod(state.groups)
-        shared = (
-            state.mean.numel() * state.mean.element_size() + state.rows.numel() * state.rows.element_size()
-        ) / groups
-        group_bytes = torch.full((groups,), float(shared), dtype=torch.float64)
-        group_bytes.index_add_(0, state.owner.to("cpu", torch.int64), (bits * planes + row).double())
-        return group_bytes.reshape(state.groups)
 
     def _budget(self) -> Budget:
         return Budget(self.bits_per_element, self.error, self.tokens)

@@ -9,6 +9,7 @@ from torch import Tensor
 from eigenscope.kv.codecs.bit_planes import MAX_BITS, dequantize, distortions, quantize
 from eigenscope.kv.codecs.codec import computed_in
 from eigenscope.kv.codecs.rate_distortion import allocate_bits
+from eigenscope.kv.codecs.token_norms import decode_norms, encode_norms, norm_level
 from eigenscope.kv.codecs.transform_state import TransformState, bases, by_width
 from eigenscope.linalg.threaded import eigh
 
@@ -26,75 +27,163 @@ class Budget(NamedTuple):
     tokens: int | None
 
 
+class Spectrum(NamedTuple):
+    """Variances of calibration data along its principal directions, and what codes of it cost.
+
+    Attributes:
+        variances: (groups, d) float64, descending, in units of X²: by how much the squared error of a token falls if
+            a direction is coded without error. 0 for what may be rounding.
+        energies: (groups,) float64 in units of X², mean squares of the tokens.
+        tokens: of each group, those of all sequences together.
+        padding: bits of a plane for each token, above 1 where blocks do not fill their last byte.
+        stored_rows: vectors of d entries that are stored for each direction.
+        fixed_bits: stored for each group whatever its directions.
+        token_bits: stored for each token and group whatever the directions.
+    """
+
+    variances: Tensor
+    energies: Tensor
+    tokens: int
+    padding: float
+    stored_rows: int
+    fixed_bits: int
+    token_bits: int
+
+    def plane_bits(self, served: int) -> float:
+        """Bits of one plane of one direction, for so many tokens."""
+        return served * self.padding
+
+    def direction_bits(self) -> int:
+        """Bits of the state for a direction: int8 rows with a bfloat16 scale each, and the owner."""
+        return self.stored_rows * (8 * self.variances.shape[-1] + 16) + 16
+
+    def shared_bits(self, served: int) -> float:
+        """Bits that are stored whatever the allocation: means, norms, and the numbers of rows."""
+        groups = len(self.variances)
+        return groups * (self.fixed_bits + self.token_bits * served * self.padding) + 32 * MAX_BITS
+
+
+class TransformFit:
+    """Principal directions of calibration data, to which bits are still to be allocated.
+
+    Args:
+        X: (*batch, *groups, T, d), checked.
+        groups: their sizes.
+        metric: (*groups, d, d) symmetric and invertible, S: the error e of a token counts as ‖S e‖².
+        weights: (*batch, *groups, T) >= 0, how much a token counts, of mean 1 over a group.
+        token_norms: each token is divided by its norm first, so that the errors of small ones are smaller.
+
+    Attributes:
+        spectrum: of the data.
+
+    Raises:
+        ValueError: there are more groups than a state can number.
+    """
+
+    def __init__(
+        self,
+        X: Tensor,
+        groups: tuple[int, ...],
+        metric: Tensor | None = None,
+        weights: Tensor | None = None,
+        *,
+        token_norms: bool = False,
+    ) -> None:
+        block, d = X.shape[-2:]
+        flat = math.prod(groups)
+        if flat > _MOST_GROUPS:
+            raise ValueError(f"X must have at most {_MOST_GROUPS} groups, got {flat} in groups {groups}")
+        dtype = computed_in(X.dtype)
+
+        def pooled(x: Tensor) -> Tensor:  # (*batch, *groups, T, n) to (groups, tokens, n)
+            return x.to(dtype).reshape(-1, flat, block, x.shape[-1]).transpose(0, 1).flatten(1, 2)
+
+        X = pooled(X)
+        W = X.new_ones(()) if weights is None else pooled(weights[..., None])
+        S = None if metric is None else metric.to(dtype).reshape(flat, d, d)
+        unit = X.abs().amax().clamp_min(torch.finfo(dtype).tiny)
+        X = X / unit  # so that no square over- or underflows
+        square = unit.double().square()
+        energies = _second_moment(X, W, S).diagonal(dim1=-2, dim2=-1).sum(-1).double() * square
+        self._mean = ((X * W).mean(1) * unit).to(torch.bfloat16)
+        X = X - self._mean.to(dtype)[:, None] / unit
+        self._norm: Tensor | None = None
+        share = X.new_ones(flat, 1)
+        counted = W
+        if token_norms:
+            self._norm = (norm_level(X) * unit).to(torch.bfloat16).clamp_min(torch.finfo(torch.bfloat16).tiny)
+            level = self._norm.to(dtype) / unit
+            norms = decode_norms(encode_norms(X, level), level)
+            X, counted = X / norms, W * norms.square()  # an error counts by the norm that it is multiplied with
+            share = counted.mean(1)
+            counted = counted / share[:, None].clamp_min(torch.finfo(dtype).tiny)
+        self._covariance = _second_moment(X, W)
+        values, vectors = eigh(self._covariance if S is None else S @ self._covariance @ S)
+        self.spectrum = Spectrum(
+            variances=_above_rounding(values.flip(-1)).double() * share.double() * square,
+            energies=energies,
+            tokens=X.shape[1],
+            padding=8 * math.ceil(block / 8) / block,
+            stored_rows=1 if S is None else 2,
+            fixed_bits=16 * d + (16 if token_norms else 0),
+            token_bits=8 if token_norms else 0,
+        )
+        self.groups, self.channels = groups, d
+        self.directions = vectors.flip(-1).mT
+        self._metric, self._counted = S, counted
+        self._tokens, self._unit = X, X.new_ones(()) if token_norms else unit
+
+    def state(self, bits: Tensor) -> TransformState:
+        """The state of these directions at ``bits`` (groups, d), whole numbers from 0 to 8."""
+        flat, count, d = self._tokens.shape
+        dtype = self._tokens.dtype
+        owner, place = bits.nonzero(as_tuple=True)
+        order = bits[owner, place].argsort(descending=True, stable=True)
+        owner, place = owner[order], place[order]
+        rows = (bits[owner, place][:, None] > torch.arange(MAX_BITS, device=bits.device)).sum(0)
+        S = self._metric
+        basis = rounded_rows((self.directions if S is None else self.directions @ S)[owner, place])
+        synthesis, gains = None, None
+        if S is not None:
+            E, _, slots = bases(basis, basis, owner, flat, dtype)
+            A = _regression(E, self._covariance).flatten(0, 1)[slots]
+            synthesis, gains = rounded_rows(A), A.norm(dim=-1)
+        opened = bases(basis, synthesis, owner, flat, dtype)
+        stride = math.ceil(count / _MOST_TOKENS_FOR_SCALES)
+        coefficients = (opened.analysis @ self._tokens[:, ::stride].mT).flatten(0, 1)[opened.slots]
+        counted = self._counted.expand(flat, count, 1)[:, ::stride, 0][owner]
+        scale = _scales(coefficients, counted, self._unit, rows.tolist())
+        return TransformState(
+            self.groups,
+            d,
+            self._mean.reshape(*self.groups, d),
+            basis,
+            synthesis,
+            owner.to(torch.int16),
+            scale,
+            None if gains is None else (scale * gains).to(torch.bfloat16),
+            rows.to("cpu", torch.int32),
+            None if self._norm is None else self._norm.reshape(self.groups),
+        )
+
+
 def fit_transform(
     X: Tensor, groups: tuple[int, ...], budget: Budget, metric: Tensor | None = None, weights: Tensor | None = None
 ) -> TransformState:
     """Fits the state of a transform codec.
 
     Args:
-        X: (*batch, *groups, T, d), checked.
-        groups: their sizes.
+        X: as for :class:`TransformFit`.
+        groups: as for :class:`TransformFit`.
         budget: shared by the last dimension of groups, separate for those before.
-        metric: (*groups, d, d) symmetric and invertible, S: the error e of a token counts as ‖S e‖².
-        weights: (*batch, *groups, T) >= 0, how much a token counts, of mean 1 over a group.
+        metric: as for :class:`TransformFit`.
+        weights: as for :class:`TransformFit`.
 
     Raises:
         ValueError: there are more groups than a state can number, or the budget cannot be met.
     """
-    block, d = X.shape[-2:]
-    flat = math.prod(groups)
-    if flat > _MOST_GROUPS:
-        raise ValueError(f"X must have at most {_MOST_GROUPS} groups, got {flat} in groups {groups}")
-    dtype = computed_in(X.dtype)
-
-    def pooled(x: Tensor) -> Tensor:  # (*batch, *groups, T, n) to (groups, tokens, n)
-        return x.to(dtype).reshape(-1, flat, block, x.shape[-1]).transpose(0, 1).flatten(1, 2)
-
-    X = pooled(X)
-    W = X.new_ones(()) if weights is None else pooled(weights[..., None])
-    S = None if metric is None else metric.to(dtype).reshape(flat, d, d)
-    unit = X.abs().amax().clamp_min(torch.finfo(dtype).tiny)
-    X = X / unit  # so that no square over- or underflows
-    mean = ((X * W).mean(1) * unit).to(torch.bfloat16)
-    centred = X - mean.to(dtype)[:, None] / unit
-    covariance = _second_moment(centred, W)
-    values, vectors = eigh(covariance if S is None else S @ covariance @ S)
-    bits = _allocate(
-        _above_rounding(values.flip(-1)),
-        _second_moment(X, W, S).diagonal(dim1=-2, dim2=-1).sum(-1),
-        groups,
-        budget,
-        served=X.shape[1] if budget.tokens is None else budget.tokens,
-        padding=8 * math.ceil(block / 8) / block,
-        stored_rows=1 if S is None else 2,
-    )
-    owner, place = bits.nonzero(as_tuple=True)
-    order = bits[owner, place].argsort(descending=True, stable=True)
-    owner, place = owner[order], place[order]
-    rows = (bits[owner, place][:, None] > torch.arange(MAX_BITS, device=X.device)).sum(0)
-    directions = vectors.flip(-1).mT
-    basis = _rounded((directions if S is None else directions @ S)[owner, place])
-    synthesis, gains = None, None
-    if S is not None:
-        E, _, slots = bases(basis, basis, owner, flat, dtype)
-        A = _regression(E, covariance).flatten(0, 1)[slots]
-        synthesis, gains = _rounded(A), A.norm(dim=-1)
-    opened = bases(basis, synthesis, owner, flat, dtype)
-    stride = math.ceil(X.shape[1] / _MOST_TOKENS_FOR_SCALES)
-    coefficients = (opened.analysis @ centred[:, ::stride].mT).flatten(0, 1)[opened.slots]
-    counted = W.expand(flat, X.shape[1], 1)[:, ::stride, 0][owner]
-    scale = _scales(coefficients, counted, unit, rows.tolist())
-    return TransformState(
-        groups,
-        d,
-        mean.reshape(*groups, d),
-        basis,
-        synthesis,
-        owner.to(torch.int16),
-        scale,
-        None if gains is None else (scale * gains).to(torch.bfloat16),
-        rows.to("cpu", torch.int32),
-    )
+    fit = TransformFit(X, groups, metric, weights)
+    return fit.state(_allocate(fit.spectrum, groups, budget))
 
 
 def _second_moment(X: Tensor, W: Tensor, S: Tensor | None = None) -> Tensor:
@@ -113,24 +202,16 @@ def _above_rounding(values: Tensor) -> Tensor:
     return torch.where(values > noise, values, 0)
 
 
-def _allocate(
-    variances: Tensor,
-    energies: Tensor,
-    groups: tuple[int, ...],
-    budget: Budget,
-    *,
-    served: int,
-    padding: float,
-    stored_rows: int,
-) -> Tensor:
-    """Bits (groups, d) of the directions, of variances (groups, d) in groups whose tokens have mean square energies."""
+def _allocate(spectrum: Spectrum, groups: tuple[int, ...], budget: Budget) -> Tensor:
+    """Bits (groups, d) of the directions."""
+    variances = spectrum.variances
     d = variances.shape[-1]
+    served = spectrum.tokens if budget.tokens is None else budget.tokens
     sharing = groups[-1] if groups else 1
     pools = variances.reshape(-1, sharing * d)
-    plane = served * padding
-    direction = stored_rows * (8 * d + 16) + 16  # int8 rows with a bfloat16 scale each, and the owner
+    plane, direction = spectrum.plane_bits(served), spectrum.direction_bits()
     if budget.error is not None:
-        energy = energies.reshape(-1, sharing).sum(-1)
+        energy = spectrum.energies.reshape(-1, sharing).sum(-1)
         least_error = (
             (distortions()[-1] * pools.sum(-1) / energy.clamp_min(torch.finfo(energy.dtype).tiny)).sqrt().max()
         )
@@ -144,7 +225,7 @@ def _allocate(
         return bits.reshape(variances.shape)
     assert budget.bits_per_element is not None
     elements = served * sharing * d
-    fixed = 16 * sharing * d + 32 * MAX_BITS / len(pools)  # means, and the numbers of rows
+    fixed = spectrum.shared_bits(served) / len(pools)
     least = (fixed + plane + direction) / elements
     if budget.bits_per_element < least:
         raise ValueError(
@@ -156,7 +237,7 @@ def _allocate(
     return bits.reshape(variances.shape)
 
 
-def _rounded(rows: Tensor) -> Tensor:
+def rounded_rows(rows: Tensor) -> Tensor:
     """Rows (..., d) as int8, each up to its length."""
     largest = rows.abs().amax(-1, keepdim=True)
     return (rows * (127 / torch.where(largest > 0, largest, 1))).round().to(torch.int8)

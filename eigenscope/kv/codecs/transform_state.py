@@ -22,6 +22,7 @@ class TransformState(Fitted):
         scale: (K,) bfloat16, what a coefficient is divided by before its quantiser.
         gain: (K,) bfloat16, what a level is multiplied by; None where that is ``scale``.
         rows: (8,) int32, for each p from 0 how many directions have more than p bits. On the CPU: shapes follow it.
+        norm: (*groups,) bfloat16, about which the norms of tokens lie; None where tokens are not divided by theirs.
     """
 
     mean: Tensor
@@ -31,6 +32,7 @@ class TransformState(Fitted):
     scale: Tensor
     gain: Tensor | None
     rows: Tensor
+    norm: Tensor | None = None
 
 
 class Bases(NamedTuple):

@@ -1,0 +1,118 @@
+"""Pooled codec: one budget of bits for the keys and values of all layers and heads of a cache."""
+
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eigenscope.kv.codecs.codec import FittedKV, KVCodec, check_tokens, check_whole, no_grad_no_autocast
+from eigenscope.kv.codecs.rate_distortion import allocate_bits
+from eigenscope.kv.codecs.sensitivities import Sensitivities
+from eigenscope.kv.codecs.transform_codec import PlaneCoder
+from eigenscope.kv.codecs.transform_fit import TransformFit
+
+
+@dataclass(frozen=True)
+class PooledCodec:
+    """Spends one budget over keys and values, layers and heads, by what an error in each costs the predictions.
+
+    The code of each layer's keys and values is that of :class:`TransformCodec`. Bits go to where variance times
+    sensitivity is largest, in one reverse water-filling over all directions of the cache: layers differ more than
+    tenfold in what the same error does to the predictions (:class:`Sensitivities`). Each token of the values is divided
+    by its norm, so that small tokens, which attention may read as well as large ones, have small errors.
+
+    Args:
+        bits_per_element: of everything that is stored for a coded element, bases, means and norms included, over keys
+            and values of all layers.
+        tokens: as for :class:`TransformCodec`.
+
+    Raises:
+        ValueError: ``bits_per_element`` is not above 0 and at most 16, or ``tokens`` is not a whole number above 0.
+    """
+
+    bits_per_element: float = 2.6
+    tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.bits_per_element <= 16:
+            raise ValueError(f"bits_per_element must be above 0 and at most 16, got {self.bits_per_element}")
+        check_whole(tokens=self.tokens)
+        if self.tokens is not None and self.tokens < 1:
+            raise ValueError(f"tokens must be at least 1, got {self.tokens}")
+
+    @property
+    def coders(self) -> KVCodec:
+        """What encodes and decodes by the states that :meth:`fit` returns."""
+        return KVCodec.of(PlaneCoder())
+
+    @no_grad_no_autocast
+    def fit(
+        self,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        sensitivities: Sensitivities | None = None,
+    ) -> list[FittedKV]:
+        """Learns bases, bits and scales of all layers.
+
+        Args:
+            keys: of each layer, (*batch, heads, T, d) floating, before rotation where the model rotates them.
+            values: of each layer, (*batch, heads, T, d).
+            sensitivities: of each layer and head; None: :meth:`Sensitivities.of_energies`.
+
+        Raises:
+            ValueError: keys or values of a layer are not as above, or have other numbers of tokens or channels than
+                those of the first; the sensitivities are of other layers or heads; the budget is below what means,
+                norms and one direction cost.
+        """
+        fits = [
+            TransformFit(_checked(X, name, layer), (X.shape[-3],), token_norms=name == "values")
+            for layer, pair in enumerate(zip(keys, values, strict=True))
+            for name, X in zip(FittedKV._fields, pair, strict=True)
+        ]
+        first = fits[0]
+        for number, fit in enumerate(fits):
+            shape, expected = (fit.spectrum.tokens, fit.channels), (first.spectrum.tokens, first.channels)
+            if shape != expected:
+                raise ValueError(
+                    f"one budget needs layers of one shape: {FittedKV._fields[number % 2]} of layer {number // 2} have "
+                    f"{shape[0]} tokens of {shape[1]} channels, keys of layer 0 {expected[0]} of {expected[1]}; "
+                    "a KVCodec spends bits layer by layer"
+                )
+        if sensitivities is None:
+            sensitivities = Sensitivities.of_energies(*([fit.spectrum.variances.sum(-1) for fit in fits[k::2]] for k in (0, 1)))
+        sensitivities.check([fit.groups[0] for fit in fits[::2]])
+        weights = [w for pair in zip(sensitivities.keys, sensitivities.values, strict=True) for w in pair]
+        pool = torch.cat(
+            [(fit.spectrum.variances * w.to(fit.spectrum.variances)[:, None]).flatten() for fit, w in zip(fits, weights, strict=True)]
+        )
+        bits = self._allocate(pool, fits)
+        parts = bits.split([fit.spectrum.variances.numel() for fit in fits])
+        states = [fit.state(part.reshape(fit.spectrum.variances.shape)) for fit, part in zip(fits, parts, strict=True)]
+        return [FittedKV(*pair) for pair in zip(states[::2], states[1::2], strict=True)]
+
+    def _allocate(self, pool: Tensor, fits: Sequence[TransformFit]) -> Tensor:
+        first = fits[0].spectrum
+        served = first.tokens if self.tokens is None else self.tokens
+        shared = sum(fit.spectrum.shared_bits(served) for fit in fits)
+        elements = served * len(pool)
+        plane, direction = first.plane_bits(served), first.direction_bits()
+        least = (shared + plane + direction) / elements
+        if self.bits_per_element < least:
+            raise ValueError(
+                f"bits_per_element must be at least {least:.4g} here, for means, norms and one direction at one bit, "
+                f"when {served} tokens of {len(fits) // 2} layers are served, got {self.bits_per_element}"
+            )
+        budget = self.bits_per_element * elements - shared
+        return allocate_bits(pool, budget=budget, plane_cost=plane, direction_cost=direction)
+
+
+def _checked(X: Tensor, name: str, layer: int) -> Tensor:
+    try:
+        check_tokens(X, 1)
+    except ValueError as error:
+        raise ValueError(f"{name} of layer {layer}: {error}") from error
+    return X
+
+
