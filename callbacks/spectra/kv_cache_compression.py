@@ -15,7 +15,8 @@ from eigenscope.callbacks._output import print_beside_bar, tensorboard_loggers
 from eigenscope.callbacks.spectra.kv_report import card, charts, figures, printed
 from eigenscope.charts import Chart, present
 from eigenscope.kv import Codec, KVCodec
-from eigenscope.kv.measuring.attention_layers import AttentionLayer, attention_layers
+from eigenscope.kv.measuring.attention_context import AttentionLayer
+from eigenscope.kv.measuring.attention_layers import attention_layers
 from eigenscope.kv.measuring.capture import Captured, capture, eager_inference, replaced
 from eigenscope.kv.measuring.evaluation import KVEvaluation, baseline_codecs, default_codecs
 from eigenscope.kv.measuring.metric_sums import KVMetricSums, logit_change

@@ -15,7 +15,7 @@ from eigenscope.kv import (
     rate_distortion_bound,
     relative_error,
 )
-from eigenscope.kv.measuring.attention_layers import AttentionContext
+from eigenscope.kv.measuring.attention_context import AttentionContext
 from eigenscope.kv.measuring.capture import Captured
 from eigenscope.kv.measuring.evaluation import KVEvaluation, baseline_codecs, default_codecs
 from eigenscope.kv.measuring.metric_sums import BOUND_BITS, KVMetricSums, logit_change
