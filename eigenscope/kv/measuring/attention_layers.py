@@ -20,7 +20,8 @@ from eigenscope.kv.measuring.attention_context import (
     Role,
     in_heads,
 )
-from eigenscope.kv.measuring.projected_attention import ProjectedAttention, projections
+from eigenscope.kv.measuring.projected_attention import ProjectedAttention
+from eigenscope.kv.measuring.projection_names import projections
 from eigenscope.nn.hook_point import HookPoint, attach_hooks
 from eigenscope.nn.transformers.causal_transformer import CausalAttention, rotate
 from eigenscope.text import abbreviate_names

@@ -1,7 +1,6 @@
 """Projected attention: layers whose queries, keys and values come from linear modules, separate or fused."""
 
 import inspect
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,43 +22,13 @@ from eigenscope.kv.measuring.head_layouts import (
     to_heads,
     turns,
 )
+from eigenscope.kv.measuring.projection_names import norms, whole_number
 
-_NAMES = (("q", "k", "v"), ("query", "key", "value"), ("queries", "keys", "values"))
-_FUSED = re.compile(r"(?i)(^|_)(w?qkv|query_key_value|c_attn)(_|$)|^in_proj$")
 _PER_HEAD = "query_key_value"  # is laid out head by head wherever it is known from
-_NO_PROJECTION = re.compile(r"(?i)norm|drop|rot|rope|pool|conv|bias|(^|_)ln(_|$)")
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "nheads")
 _WIDTHS = ("head_dim", "head_size", "attention_head_size", "key_value_proj_dim", "head_width", "dim_head", "d_head")
 _BIASES = ("alibi", "position_bias")
 _MASKS = ("attention_mask", "attn_mask", "mask")
-
-
-def projections(module: nn.Module) -> tuple[str, ...] | None:
-    """Names of the children that project to queries, keys and values: three of a kind, or one for all; None for none.
-
-    Three are named alike but for q, k, v or the words that these stand for: ``q_proj``, ``to_q``, ``wq``, ``query``.
-    """
-    names = [name for name, _ in module.named_children() if not _NO_PROJECTION.search(name)]
-    for name, (q, *others) in product(names, _NAMES):
-        found = re.search(rf"(?i)(?<![a-z])w?{q}(?![a-z])", name)
-        if found:
-            before, letter, after = name[: found.end() - len(q)], found[0][-len(q) :], name[found.end() :]
-            k, v = (x.upper() if letter.isupper() else x for x in others)
-            three = (name, f"{before}{k}{after}", f"{before}{v}{after}")
-            if set(three) <= set(names):
-                return three
-    return next(((name,) for name in names if _FUSED.search(name)), None)
-
-
-def norms(module: nn.Module) -> tuple[str, str] | None:
-    """Names of the children that normalise queries and keys, such as ``q_norm`` and ``k_norm``; None for none."""
-    names = [name for name, _ in module.named_children() if re.search(r"(?i)norm|(^|_)ln(_|$)", name)]
-    for name in names:
-        for q, k, _ in _NAMES:
-            other = re.sub(rf"(^|_){q}(_|$)", rf"\g<1>{k}\g<2>", name)
-            if other != name and other in names:
-                return name, other
-    return None
 
 
 @dataclass(frozen=True)
@@ -225,7 +194,7 @@ class ProjectedAttention:
             if not isinstance(output, Tensor) or output.ndim != 3:
                 shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
                 return f"its {name} gives {shape}, not (B, T, width)"
-        heads, width = _attribute(self.module, _HEADS), _attribute(self.module, _WIDTHS)
+        heads, width = whole_number(self.module, _HEADS), whole_number(self.module, _WIDTHS)
         total = outputs[0].shape[-1]
         if heads is None and width is None:
             return "it has neither head_dim nor a number of heads"
@@ -259,10 +228,11 @@ class ProjectedAttention:
         elif mask is not None and mask.dtype == torch.bool:
             masks = [mask, ~mask]
         bias = next((arguments[x] for x in _BIASES if isinstance(arguments.get(x), Tensor)), None)
-        if bias is None:
+        heads = whole_number(self.module, _HEADS) or 1
+        if bias is None or bias.ndim < 3 or bias.shape[:-2].numel() % heads:
             return masks
-        bias = bias.reshape(-1, _attribute(self.module, _HEADS) or 1, *bias.shape[-2:])
-        scaled = bias * (_attribute(self.module, _WIDTHS) or 1) ** -0.5
+        bias = bias.reshape(-1, heads, *bias.shape[-2:])
+        scaled = bias * (whole_number(self.module, _WIDTHS) or 1) ** -0.5
         return [*(_biased(mask, bias) for mask in masks), *masks, *(_biased(mask, scaled) for mask in masks)]
 
     def _understand(self, context: AttentionContext, arguments: Mapping[str, Any], turn: int, mask: int) -> None:
@@ -288,9 +258,13 @@ def _see(context: AttentionContext, module: nn.Module, args: Any) -> None:
         context.outputs.append(args[0].detach())
 
 
-def _biased(mask: Tensor | None, bias: Tensor) -> Tensor:
+def _biased(mask: Tensor | None, bias: Tensor) -> Tensor | None:
+    """The mask with a bias, of which what stands at the end belongs to the tokens at hand; as it is if that fails."""
     if mask is None:
         return bias
+    bias = bias[..., -mask.shape[-2] :, -mask.shape[-1] :]
+    if bias.shape[-1] not in (1, mask.shape[-1]) or bias.shape[-2] not in (1, mask.shape[-2]):
+        return mask
     return torch.where(mask, bias, -torch.inf) if mask.dtype == torch.bool else mask + bias
 
 
@@ -304,13 +278,3 @@ def _norm_shapes(seen: Mapping[str, Tensor], heads: Mapping[Role, Tensor]) -> di
                 return None
             found[role] = shape
     return found
-
-
-def _attribute(module: nn.Module, names: tuple[str, ...]) -> int | None:
-    """The first of these attributes of the module, or of its configuration, that is a whole number above 0."""
-    for owner in (module, getattr(module, "config", None)):
-        for name in names:
-            value = getattr(owner, name, None)
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                return value
-    return None

@@ -14,7 +14,7 @@ from eigenscope.kv.measuring.attention_layers import attention_layers
 from eigenscope.kv.measuring.capture import capture, replaced
 from eigenscope.kv.measuring.head_layouts import FusedLayout, fused_layouts
 from eigenscope.kv.measuring.measures import attention_weights
-from eigenscope.kv.measuring.projected_attention import norms, projections
+from eigenscope.kv.measuring.projection_names import norms, projections
 
 B, T, HEADS, D = 2, 7, 4, 8
 SIZES = {
@@ -47,6 +47,7 @@ DECODERS = {  # type, options, heads of keys
     "falcon": ("falcon", FALCON, 4),
     "falcon, one key head": ("falcon", FALCON | {"multi_query": True}, 1),
     "falcon, groups": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}, 2),
+    "mpt": ("mpt", {"d_model": HEADS * D, "n_heads": HEADS, "n_layers": 2, "attn_implementation": "eager"}, 4),
     "falcon, alibi": ("falcon", FALCON | {"alibi": True, "attn_implementation": "eager"}, 4),
 }
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": HEADS * D, "depth": 2, "num_heads": HEADS, "num_classes": 5}
