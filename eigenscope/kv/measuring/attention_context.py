@@ -45,6 +45,7 @@ class AttentionContext:
         half = self.mixed is not None and self.mixed.element_size() < 4
         return error <= (0.03 if half else 0.003)  # 0.003: products in TF32 on a GPU
 
+    @torch.no_grad()
     def error(self, Q: Tensor, K: Tensor, V: Tensor) -> float:
         """Least ‖softmax(Q Kᵀ) V − output‖ / ‖output‖ of the outputs that were seen.
 
