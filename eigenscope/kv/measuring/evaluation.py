@@ -131,7 +131,7 @@ class KVEvaluation:
         values, value_bytes = _round_trip(codec.values, fitted.values, stack.values)
         for role, X, X_hat, stored in ((0, stack.keys, keys, key_bytes), (1, stack.values, values, value_bytes)):
             elements = torch.full_like(stored, X.numel() / len(names))
-            terms = [stored, elements, X.element_size() * elements, _squares(X_hat.float() - X.float()), _squares(X)]
+            terms = [stored, elements, _squares(X_hat.float() - X.float()), _squares(X)]
             self.sums.tokens[number, places, role] += torch.stack(terms, -1)
         decoded = {}
         for layer, (name, place) in enumerate(zip(names, places, strict=True)):
