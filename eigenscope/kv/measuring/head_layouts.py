@@ -57,12 +57,13 @@ class FusedLayout:
     def split(self, place: int, x: Tensor) -> Heads:
         """Heads of the output (B, T, width)."""
         if self.kind == "channels":
-            parts = x.unflatten(-1, (self.groups, self.width, 3)).unbind(-1)
+            parts = x.reshape(*x.shape[:-1], self.groups, self.width, 3).unbind(-1)
             return {role: part.transpose(1, 2) for role, part in zip(self.order, parts, strict=True)}
         if self.kind == "blocks":
-            pieces = x.split([self.groups * self.width * n for n in self._counts()], -1)
+            pieces = torch.split(x, [self.groups * self.width * n for n in self._counts()], -1)
             return {role: in_heads(part, self.width) for role, part in zip(self.order, pieces, strict=True)}
-        pieces = x.unflatten(-1, (self.groups, self.shared + 2, self.width)).split(self._counts(), -2)
+        grouped = x.reshape(*x.shape[:-1], self.groups, self.shared + 2, self.width)
+        pieces = torch.split(grouped, self._counts(), -2)
         return {role: part.flatten(2, 3).transpose(1, 2) for role, part in zip(self.order, pieces, strict=True)}
 
     def join(self, place: int, heads: Heads) -> Tensor:
@@ -71,7 +72,7 @@ class FusedLayout:
         if self.kind == "channels":
             return torch.stack(parts, -1).flatten(2)
         if self.kind == "groups":
-            parts = [x.unflatten(2, (self.groups, -1)) for x in parts]
+            parts = [x.reshape(*x.shape[:2], self.groups, -1, self.width) for x in parts]
             return torch.cat(parts, -2).flatten(2)
         return torch.cat([x.flatten(2) for x in parts], -1)
 
@@ -149,7 +150,10 @@ def turns(arguments: Mapping[str, object], prefix: int) -> list[Turn]:
         choices = [(True, cos, sin), (False, cos, sin)]
     else:
         return [unturned]
-    found = [Turn(partial(_turned, *choice), partial(_turned, *choice[:2], -choice[2])) for choice in choices]
+    found = [
+        Turn(partial(_turned, neighbours, cos, sin), partial(_turned, neighbours, cos, -sin))
+        for neighbours, cos, sin in choices
+    ]
     return [*found, unturned]
 
 
