@@ -62,7 +62,7 @@ class ProjectedAttention:
     def attach(self, hook: AttentionHook) -> Iterator[AttentionContext]:
         """Attaches the hook while the block runs, and leaves no trace."""
         scale = next((getattr(self.module, x, None) for x in ("scaling", "scale") if hasattr(self.module, x)), None)
-        context = AttentionContext(scale=scale if isinstance(scale, float) else None, outputs=[])
+        context = AttentionContext(scale=float(scale) if isinstance(scale, float | int) else None, outputs=[])
         seen: dict[str, Tensor] = {}
         arguments: dict[str, Any] = {}
         with ExitStack() as stack:
@@ -113,7 +113,8 @@ class ProjectedAttention:
         self, hook: AttentionHook, seen: dict[str, Tensor], role: Role, module: nn.Module, args: Any, output: Tensor
     ) -> Tensor | None:
         if self._reading is None:
-            seen[f"given {role}"], seen[role] = args[0], output
+            if args and isinstance(args[0], Tensor):
+                seen[f"given {role}"], seen[role] = args[0], output
             return None
         shape = self._reading.norm_shapes.get(role)
         if shape is None:
@@ -163,7 +164,9 @@ class ProjectedAttention:
         for layout in layouts:
             heads = {role: x for place, output in enumerate(outputs) for role, x in layout.split(place, output).items()}
             shapes = _norm_shapes(seen, heads)
-            if shapes is None:
+            if shapes is None and isinstance(layout, SeparateLayout):
+                shapes = {}  # a norm of something else, as after the rotation: what is projected is read all the same
+            elif shapes is None:
                 continue
             heads |= {role: to_heads(shape, seen[role], heads[role].shape[-1]) for role, shape in shapes.items()}
             for turn, mask in product(range(len(self._turns(arguments))), range(len(self._masks(arguments)))):

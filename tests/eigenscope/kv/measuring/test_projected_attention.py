@@ -214,6 +214,28 @@ def test_other_things_that_cannot_be_read_are_said():
 
 
 @torch.no_grad()
+def test_a_norm_of_something_else_leaves_separate_projections_readable():
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(8, 8) for _ in range(4))
+            self.q_norm, self.k_norm, self.num_heads = nn.LayerNorm(4), nn.LayerNorm(4), 2
+
+        def forward(self, x):
+            Q, K, V = (p(x).unflatten(-1, (2, 4)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+            Q, K = self.q_norm(Q.flip(-1)), self.k_norm(K.flip(-1))
+            return self.o_proj(F.scaled_dot_product_attention(Q, K, V).transpose(1, 2).flatten(2))
+
+    net, x = nn.Sequential(spread(Late())), torch.randn(B, T, 8, generator=torch.Generator().manual_seed(0))
+    layers = attention_layers(net)
+    expected, captured, unreadable = capture(layers, lambda: net(x))
+    assert (unreadable, captured["0"].explained) == ({}, False)
+    assert captured["0"].keys.equal(net[0].k_proj(x).unflatten(-1, (2, 4)).transpose(1, 2))
+    with replaced(layers, {"0": (captured["0"].keys.clone(), captured["0"].values.clone())}):
+        assert net(x).equal(expected)
+
+
+@torch.no_grad()
 def test_replacing_before_anything_was_captured_is_an_error():
     net = nn.Sequential(spread(Fused(LAYOUTS[0])))
     x = torch.zeros(B, T, 8)
