@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from eigenscope.kv import Codec, KVCodec, nbytes, relative_error
+from eigenscope.kv.measuring.attention_layers import attention_layers
+from eigenscope.kv.measuring.capture import capture
+from eigenscope.kv.measuring.fit_inputs import met_queries, received_attention
 from eigenscope.nn import CausalTransformer, observe
-from eigenscope.nn.transformers.causal_transformer import rotate
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,8 @@ class CompressedRecall:
 
 
 class Stored(NamedTuple):
-    """Queries, keys and values of a pass, before rotation: (B, blocks, heads, T, head width) each."""
+    """Keys and values of a pass, before rotation: (B, blocks, heads, T, head width) each."""
 
-    queries: Tensor
     keys: Tensor
     values: Tensor
 
@@ -83,8 +84,8 @@ def compressed_recall(
     exactly, and every other token as decoded. Keys are compressed before rotation.
 
     A codec is fitted once, on the middle tokens of other contexts. One that looks at queries is given those of the
-    questions there, turned to the distances at which they meet keys; one that looks at weights, the attention that
-    each token receives from the questions.
+    questions there as they meet the keys; one that looks at weights, the attention that each token receives from the
+    questions.
 
     Args:
         net: trained on the task.
@@ -106,16 +107,18 @@ def compressed_recall(
         raise ValueError(f"calibration must have sequences of {tokens.shape[1]} tokens, got {calibration.shape[1]}")
     pair = KVCodec.of(codec)
     middle = slice(sinks, context - recent)
-    known = stored_by(net, calibration, dtype)
-    asked = known.queries[..., context:, :]
+    known, asked = stored_by(net, calibration, dtype), slice(context, None)
+    blocks = capture(attention_layers(net), lambda: net(calibration))[1].values()
+    met = torch.stack([met_queries(seen, queries=asked, keys=middle) for seen in blocks], 1)
+    received = torch.stack([received_attention(seen, queries=asked) for seen in blocks], 1)
     fitted = (
-        pair.keys.fit(known.keys[..., middle, :], groups=2, queries=_met(net, asked, context)),
-        pair.values.fit(known.values[..., middle, :], groups=2, weights=_received(net, known, context)[..., middle]),
+        pair.keys.fit(known.keys[..., middle, :], groups=2, queries=met),
+        pair.values.fit(known.values[..., middle, :], groups=2, weights=received[..., middle]),
     )
     held = stored_by(net, tokens[:, :context], dtype)
     exact: list[Tensor] = []
     codes, decoded, errors = [], [], []
-    for part, X, state in zip((pair.keys, pair.values), held[1:], fitted, strict=True):
+    for part, X, state in zip((pair.keys, pair.values), held, fitted, strict=True):
         first, last = X[..., :sinks, :].clone(), X[..., context - recent :, :].clone()
         code = part.encode(X[..., middle, :], state)
         X_hat = part.decode(code, state)
@@ -125,23 +128,7 @@ def compressed_recall(
         codes.append(code)
     past = list(zip(*(x.unbind(1) for x in decoded), strict=True))
     answers = net(tokens[:, context:], past).argmax(-1)
-    elements = sum(x[0, ..., 0, :].numel() for x in held[1:])
+    elements = sum(x[0, ..., 0, :].numel() for x in held)
     held_bytes = nbytes(codes, exact)
     right = answers == labels[:, context:]
     return CompressedRecall(answers, right, context, elements, held_bytes, nbytes(fitted), *errors)
-
-
-def _met(net: CausalTransformer, queries: Tensor, context: int) -> Tensor:
-    """Queries as unrotated keys meet them: turned by distances, spread evenly over the context."""
-    distances = torch.linspace(1, context, queries.shape[-2], device=queries.device).round().long()
-    return rotate(queries, distances, net.rope_base)
-
-
-def _received(net: CausalTransformer, known: Stored, context: int) -> Tensor:
-    """Attention that the context's tokens receive from the questions, (B, blocks, key heads, context)."""
-    places = torch.arange(known.keys.shape[-2], device=known.keys.device)
-    Q, K = (rotate(x.float(), places, net.rope_base) for x in (known.queries, known.keys))
-    Q = Q[..., context:, :].reshape(*K.shape[:3], -1, K.shape[-1])  # the query heads of a key head one after another
-    attention = (Q @ K[..., :context, :].mT / K.shape[-1] ** 0.5).softmax(-1)
-    received: Tensor = attention.mean(-2)
-    return received

@@ -11,14 +11,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from eigenscope.callbacks._output import print_beside_bar, tensorboard_loggers
-from eigenscope.callbacks.spectra.kv_report import card, charts, figures, printed
+from eigenscope.callbacks._output import print_beside_bar, run_folder, tensorboard_loggers
+from eigenscope.callbacks.spectra.kv_report import TAGS, card, charts, csv_lines, figures, printed
 from eigenscope.charts import Chart, present
+from eigenscope.files import replace_atomically
 from eigenscope.kv import Codec, KVCodec
-from eigenscope.kv.measuring.attention_layers import AttentionLayer, attention_layers
+from eigenscope.kv.measuring.attention_context import AttentionLayer
+from eigenscope.kv.measuring.attention_layers import attention_layers
 from eigenscope.kv.measuring.capture import Captured, capture, eager_inference, replaced
 from eigenscope.kv.measuring.evaluation import KVEvaluation, baseline_codecs, default_codecs
-from eigenscope.kv.measuring.metric_sums import KVMetricSums, logit_change
+from eigenscope.kv.measuring.metric_sums import KVMetricSums, logit_change, paired_change
 from eigenscope.kv.measuring.sampled_batch import SampledBatch, spread_batches
 from eigenscope.text import abbreviate_names
 
@@ -32,17 +34,21 @@ class KVCacheCompression(Callback):
     run's precision and its evaluation mode, uncompiled, outside of validation steps: metrics, weights and random state
     are not touched, and nothing stays attached.
 
-    Logged after validation as ``kv/<codec>/<measure>`` over all layers and ``kv/<codec>/<layer>/<measure>`` of each,
-    over all ranks, which calibrate and measure each on their own samples (``kv_test/`` after a test):
+    Logged after validation as ``kv/<codec>/<measure>`` over all layers and ranks, which calibrate and measure each on
+    their own samples (``kv_test/`` after a test):
 
-    - ``ratio``, the compression ratio: bytes of keys and values as the run computes them over bytes stored, learned
-      state included; ``bits_per_element``, and of the two apart ``bits_keys`` and ``bits_values``;
-    - ``error_keys`` and ``error_values``, relative; ``bound_keys`` and ``bound_values``, the least that a code of
-      Gaussian tokens of the same covariance could have at the same bits;
-    - ``score_rmse``, ``attention_kl`` (nats) and ``output_cosine`` of each layer's attention, on up to four samples of
-      a batch;
-    - over all layers ``top1_agreement``, ``accuracy_difference`` (decoded minus exact) and ``logit_kl`` (nats), if
-      ``forward`` gives logits, or something with ``logits``, and the batch has labels of their shape.
+    - ``ratio``, the compression ratio: bytes of keys and values in 16 bits over bytes stored, learned state included;
+      of the two apart, the bits per element ``bits_keys`` and ``bits_values``;
+    - ``error_keys`` and ``error_values``, relative;
+    - ``attention_kl`` (nats) of each layer's attention, on up to four samples of a batch;
+    - ``top1_agreement``, ``accuracy_difference`` (decoded minus exact) and ``logit_kl`` (nats), if ``forward`` gives
+      logits, or something with ``logits``, and the batch has labels of their shape.
+
+    The table that is printed adds the bound of the errors, the least that a code of Gaussian tokens of the same
+    covariance could have at the same bits; ``score_rmse`` and ``output_cosine`` of attention; and of the accuracy
+    difference a 95 % interval, paired over samples
+    (:func:`~eigenscope.kv.measuring.metric_sums.accuracy_interval`). Of each layer all measures are in ``kv.csv``
+    (``kv_test.csv``) in the run's folder.
 
     A batch is a sequence that begins with the input of ``forward`` and the labels, or a mapping of arguments with
     ``labels`` that are those of the next token, as in transformers. At the end of a fit, a validation or a test the
@@ -104,7 +110,6 @@ class KVCacheCompression(Callback):
         self._step = 0  # at which the latest was measured
         self._previous = (0, 0)  # epoch and step of the validation before, or at which the fit began
         self._validations = 0
-        self._dtype: torch.dtype | None = None
         self._logged: set[str] = set()
         self._accepted = False  # whether all codecs have taken this network's keys and values
         self._said: set[str] = set()
@@ -166,13 +171,10 @@ class KVCacheCompression(Callback):
         metrics = {
             f"{prefix}/{codec}/{measure}": float(value)
             for measure, values in sums.overall().items()
+            if measure in TAGS
             for codec, value, present in zip(self._names, values, sums.present(measure, values), strict=True)
             if present
         }
-        for measure, table in sums.by_layer().items():
-            for codec, row in zip(self._names, table.tolist(), strict=True):
-                tags = [f"{prefix}/{codec}/{layer}/{measure}" for layer in names]
-                metrics |= {tag: v for tag, v in zip(tags, row, strict=True) if v == v}  # NaN: it was not measured
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
         self._logged |= metrics.keys()
@@ -206,11 +208,15 @@ class KVCacheCompression(Callback):
         if self._latest is None or not trainer.is_global_zero:
             return
         title = f"Compressed keys and values, {len(self._layers)} attention layers, step {self._step}"
-        print_beside_bar(trainer, pl_module, f"{title}\n{printed(self._latest, self._dtype)}")
-        prefix = _prefix(trainer)
+        print_beside_bar(trainer, pl_module, f"{title}\n{printed(self._latest)}")
+        prefix, folder = _prefix(trainer), run_folder(trainer)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with replace_atomically(folder / f"{prefix}.csv") as path:
+                path.write_text(csv_lines(self._latest))
         drawn = figures(self._latest) if tensorboard_loggers(trainer) else {}
         for board in tensorboard_loggers(trainer):
-            board.experiment.add_text(f"{prefix}/table", card(self._latest, self._dtype, title), self._step)
+            board.experiment.add_text(f"{prefix}/table", card(self._latest, title), self._step)
             for name, figure in drawn.items():
                 board.experiment.add_figure(f"{prefix}/{name}", figure, global_step=self._step)
 
@@ -235,7 +241,6 @@ class KVCacheCompression(Callback):
             captured = self._capture(trainer, pl_module, calibrating)[1]
             if not captured:
                 return
-            self._dtype = next(iter(captured.values())).keys.dtype
             tokens, width = (min(seen.keys.shape[dim] for seen in captured.values()) for dim in (-2, -1))
             codecs = baseline_codecs() | (default_codecs(width, tokens) if self.codecs is None else self.codecs)
             self._evaluation = KVEvaluation(codecs, [layer.name for layer in self._layers])
@@ -255,6 +260,7 @@ class KVCacheCompression(Callback):
                         changed = measured(pl_module)
                     assert changed is not None
                     self._evaluation.sums.network[number] += logit_change(logits, changed, labels)
+                    self._evaluation.sums.paired[number] += paired_change(logits, changed, labels)
             self._check(accepted=True)
 
     def _capture(

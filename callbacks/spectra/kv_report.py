@@ -1,7 +1,9 @@
-"""Reports of KV-cache compression: scalars, a table, a text card and figures."""
+"""Reports of KV-cache compression: scalars, a table, a text card, a CSV file and figures."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -31,13 +33,23 @@ _COLUMNS = {  # measure to its heading and format
     "logit_kl": ("logit KL", ".2g"),
 }
 
-
+TAGS = (  # measures over all layers that are logged
+    "ratio",
+    "bits_keys",
+    "bits_values",
+    "error_keys",
+    "error_values",
+    "attention_kl",
+    "top1_agreement",
+    "accuracy_difference",
+    "logit_kl",
+)
 _CHARTS = {
     "bits_keys": "bits per element of keys",
     "error_keys": "relative error of keys",
     "bits_values": "bits per element of values",
     "error_values": "relative error of values",
-    "ratio": "compression ratio (bytes before / bytes stored)",
+    "ratio": "compression ratio (bytes in 16 bits / bytes stored)",
     "top1_agreement": "top-1 agreement of predictions",
     "accuracy_difference": "accuracy, decoded minus exact",
 }
@@ -51,16 +63,31 @@ def charts(codecs: Sequence[str]) -> list[Chart]:
     ]
 
 
-def printed(sums: KVMetricSums, dtype: torch.dtype | None) -> str:
+def printed(sums: KVMetricSums) -> str:
     """The table of metrics over all layers as text, a row per codec."""
-    return f"{text_table(*_table(sums))}\n{_legend(sums, dtype)}"
+    return f"{text_table(*_table(sums))}\n{_legend(sums)}"
 
 
-def card(sums: KVMetricSums, dtype: torch.dtype | None, title: str) -> str:
+def card(sums: KVMetricSums, title: str) -> str:
     """The table of metrics as Markdown."""
     header, rows = _table(sums)
     lines = [f"**{title}**", "", *(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))]
-    return "\n".join([*lines, "", _legend(sums, dtype)])
+    return "\n".join([*lines, "", _legend(sums)])
+
+
+def csv_lines(sums: KVMetricSums) -> str:
+    """All measures as CSV: a row for each codec over all layers, and one for each codec and layer."""
+    overall, by_layer = sums.overall(), sums.by_layer()
+    rows = [["codec", "layer", *overall]]
+    for number, codec in enumerate(sums.codecs):
+        cells = {name: values[number] for name, values in overall.items() if sums.present(name, values)[number]}
+        rows.append([codec, "all", *(_cell(cells.get(name)) for name in overall)])
+        for place, layer in enumerate(sums.layers):
+            cells = {name: table[number, place] for name, table in by_layer.items() if not table[number, place].isnan()}
+            rows.append([codec, layer, *(_cell(cells.get(name)) for name in overall)])
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def figures(sums: KVMetricSums) -> dict[str, Figure]:
@@ -86,24 +113,27 @@ def _table(sums: KVMetricSums) -> tuple[list[str], list[list[str]]]:
     measures = sums.overall()
     present = {name: sums.present(name, values) for name, values in measures.items()}
     shown = {name: column for name, column in _COLUMNS.items() if present[name].any()}
-    rows = [
-        [
-            codec,
-            *(
-                f"{float(measures[name][number]):{form}}" if present[name][number] else "–"
-                for name, (_, form) in shown.items()
-            ),
-        ]
-        for number, codec in enumerate(sums.codecs)
-    ]
+    rows = []
+    for number, codec in enumerate(sums.codecs):
+        cells = {
+            name: f"{float(measures[name][number]):{form}}" if present[name][number] else "–"
+            for name, (_, form) in shown.items()
+        }
+        if present["accuracy_low"][number]:
+            low, high = (float(measures[f"accuracy_{end}"][number]) for end in ("low", "high"))
+            cells["accuracy_difference"] += f" ({low:+.1%} … {high:+.1%})"
+        rows.append([codec, *cells.values()])
     return ["codec", *(heading for heading, _ in shown.values())], rows
 
 
-def _legend(sums: KVMetricSums, dtype: torch.dtype | None) -> str:
+def _cell(value: torch.Tensor | None) -> str:
+    return "" if value is None else repr(float(value))
+
+
+def _legend(sums: KVMetricSums) -> str:
     predictions = int(sums.network[:, -1].max()) if len(sums.codecs) else 0
-    measured = f", {predictions:,} predictions" if predictions else ""
-    uncompressed = "as it is" if dtype is None else f"in {str(dtype).removeprefix('torch.')}"
+    measured = f", 95 % interval, {predictions:,} predictions" if predictions else ""
     return (
-        f"× = bytes of keys and values {uncompressed} / bytes stored; errors are relative, bound: the least of any "
-        f"code of Gaussian tokens\nat these bits; scores: RMSE; KL in nats; accuracy: difference to exact{measured}"
+        f"× = bytes of keys and values in 16 bits / bytes stored; errors are relative, bound: the least of any code of "
+        f"Gaussian tokens\nat these bits; scores: RMSE; KL in nats; accuracy: difference to exact{measured}"
     )

@@ -14,7 +14,6 @@ if TYPE_CHECKING:  # imported where it is used: matplotlib takes half a second, 
 
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")  # Okabe and Ito's
 _MARKERS = "os^Dv*P"
-_PANELS = 12  # layers; of more, as many evenly spaced are drawn
 _NOT_FINITE = "#FF00FF"  # which the colour map does not hold
 
 
@@ -25,13 +24,13 @@ def rate_distortion_figure(
     errors: Tensor,
     bound_bits: Tensor,
     bounds: Tensor,
-    title: str = "Rate and distortion of keys and values",
+    title: str = "Rate and distortion",
 ) -> Figure:
-    """Relative error against bits per element, a panel a layer, beside the rate–distortion bound.
+    """Relative error against bits per element over all layers, keys beside values, with the rate–distortion bound.
 
-    Keys are filled and their bound is solid, values are open and theirs is dashed. Errors are on a log scale; a codec
-    whose errors are all zero is only named in the legend, as is what was not measured. Of more than twelve layers
-    twelve are drawn, evenly spaced.
+    A codec stands at the median over the layers, with a bar from the least error of a layer to the largest; the bound
+    is drawn alike. Codecs at the same bits stand side by side. Errors are on a log scale. A codec without errors, or
+    one that was not measured, is only named in the legend.
 
     Args:
         layers: names of the L layers.
@@ -47,53 +46,55 @@ def rate_distortion_figure(
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
 
     shape = (len(codecs), len(layers), 2)
     _check("bits", bits, shape)
     _check("errors", errors, shape)
     _check("bounds", bounds, (len(layers), 2, len(bound_bits)))
-    chosen = torch.linspace(0, len(layers) - 1, min(_PANELS, len(layers)), dtype=torch.float32).round().long().tolist()
-    short, common = _short(layers)
-    columns = min(len(chosen), 4)
-    rows = -(-len(chosen) // columns)
-    figure = Figure(figsize=(max(7.0, 1 + 3.1 * columns), 2.0 + 2.6 * rows), layout="constrained")
-    few = "" if len(chosen) == len(layers) else f", {len(chosen)} of {len(layers)} layers"
-    figure.suptitle(f"{title}, everything stored counted{few}\nlayers {common}", fontsize=11)
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
-    x, y = (values.detach().cpu().double().numpy() for values in (bits, errors))
-    curves = bounds.detach().cpu().double().numpy()
-    drawn = np.isfinite(y) & (y > 0) & np.isfinite(x)
-    right = 1.08 * x[drawn].max(initial=1.0)
+    rates, found = (values.detach().cpu().double() for values in (bits, errors))
+    seen = found.isfinite() & (found > 0) & rates.isfinite()
+    rates, found = (torch.where(seen, values, torch.nan) for values in (rates, found))
+    x, y = (values.nanmedian(1).values.numpy() for values in (rates, found))  # (C, 2)
+    low, high = torch.where(seen, found, torch.inf).amin(1), torch.where(seen, found, -torch.inf).amax(1)
+    curves = bounds.detach().cpu().double()
+    grid = bound_bits.detach().cpu().double().numpy()
+    right = max(1.0, 1.1 * float(np.nanmax(x, initial=0.0)))
+    figure = Figure(figsize=(7.2, 5.4), layout="constrained")  # read at half its size in TensorBoard's grid
+    spread = "" if len(layers) == 1 else f", median and range of {len(layers)} layers"
+    figure.suptitle(f"{title}{spread}\neverything stored counted", fontsize=14)
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    for role, (axes, name) in enumerate(zip(panels, ("keys", "values"), strict=True)):
+        of_role = curves[:, role]
+        axes.fill_between(grid, of_role.amin(0).numpy(), of_role.amax(0).numpy(), color="0.85", linewidth=0)
+        axes.plot(grid, of_role.median(0).values.numpy(), color="0.35", linewidth=2)
+        for number in range(len(codecs)):
+            at, middle = x[number, role], y[number, role]
+            if np.isfinite(middle):
+                bar = [[middle - float(low[number, role])], [float(high[number, role]) - middle]]
+                same = np.flatnonzero(np.abs(x[:, role] - at) < 0.02 * right)
+                at = at + 0.025 * right * (int(np.flatnonzero(same == number)[0]) - (len(same) - 1) / 2)
+                axes.errorbar(at, middle, yerr=bar, capsize=4, elinewidth=1.6, **_look(number, filled=True))
+        axes.set(yscale="log", xlim=(0, right), xlabel="bits per element")
+        axes.set_title(name, fontsize=14)
+        axes.xaxis.label.set_size(13)
+        axes.tick_params(labelsize=12)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.grid(linewidth=0.5, alpha=0.5)
+    panels[0].set_ylabel("relative error ‖X − X̂‖ / ‖X‖", fontsize=13)
+    if np.isfinite(y).any():
+        panels[0].set_ylim(0.5 * float(low.min()), max(1.5, 1.5 * float(high.max())))
     entries: list[Any] = []
-    for axes, layer in zip(panels, chosen, strict=False):
-        for role, line in enumerate(("-", "--")):
-            axes.plot(bound_bits.cpu().numpy(), curves[layer, role], color="0.45", linestyle=line, linewidth=1.3)
-            for number in range(len(codecs)):
-                if drawn[number, layer, role]:
-                    axes.plot(x[number, layer, role], y[number, layer, role], **_look(number, filled=role == 0))
-        axes.set(title=f"layer {short[layer]}", yscale="log", xlim=(0, right))
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.grid(linewidth=0.4, alpha=0.5)
-    for axes in panels[len(chosen) :]:
-        axes.set_axis_off()
-    if drawn.any():
-        panels[0].set_ylim(0.5 * y[drawn].min(), 1.5 * y[drawn].max(initial=1.0))
     for number, codec in enumerate(codecs):
-        known = x[number][np.isfinite(x[number])]
-        name = codec if drawn[number].any() else f"{codec}: {_undrawn(known, y[number])}"
-        entries.append(Line2D([], [], label=name, **_look(number, filled=bool(drawn[number].any()))))
-    entries += [Line2D([], [], color="0.45", linestyle="-", label="bound, keys")]
-    entries += [Line2D([], [], color="0.45", linestyle="--", label="bound, values")]
-    entries += [Line2D([], [], linestyle="none", marker="o", color="0.45", markersize=7, label="keys")]
-    entries += [
-        Line2D([], [], linestyle="none", marker="o", color="0.45", fillstyle="none", markersize=7, label="values")
-    ]
-    for axes in panels[max(0, len(chosen) - columns) : len(chosen)]:
-        axes.set_xlabel("bits per element")  # not of the whole figure: the legend would cover it
-        axes.xaxis.set_tick_params(labelbottom=True)
-    figure.supylabel("relative error ‖X − X̂‖ / ‖X‖", fontsize=10)
-    figure.legend(handles=entries, loc="outside lower center", ncols=5 if columns > 2 else 4, fontsize=9)
+        drawn = bool(np.isfinite(y[number]).any())
+        known = bits[number].detach().cpu().double().numpy()
+        undrawn = _undrawn(known[np.isfinite(known)], errors[number].detach().cpu().double().numpy())
+        name = codec if drawn else f"{codec}: {undrawn}"
+        entries.append(Line2D([], [], label=name, **_look(number, filled=drawn)))
+    entries += [Line2D([], [], color="0.35", linewidth=2, label="bound")]
+    entries += [Patch(color="0.85", label="its range")] * (len(layers) > 1)
+    figure.legend(handles=entries, loc="outside lower center", ncols=3, fontsize=12)
     return figure
 
 
@@ -159,7 +160,7 @@ def _look(number: int, filled: bool) -> dict[str, Any]:
         "marker": _MARKERS[number % len(_MARKERS)],
         "markerfacecolor": colour if filled else "none",
         "markeredgecolor": colour,
-        "markersize": 7,
+        "markersize": 9,
         "linestyle": "none",
     }
 

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable
+from importlib.metadata import version
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ ROTARY_CLASSES = {
     "mistral": "MistralRotaryEmbedding",
     "qwen2": "Qwen2RotaryEmbedding",
     "qwen3": "Qwen3RotaryEmbedding",
+    "gemma": "GemmaRotaryEmbedding",
+    "phi": "PhiRotaryEmbedding",
+    "phi3": "Phi3RotaryEmbedding",
 }
 FIXED_FREQUENCIES = ("default", "linear", "llama3", "yarn")
 
@@ -24,30 +28,43 @@ def rotary_frequencies(config: PreTrainedConfig) -> tuple[Tensor, float]:
     Computed by the rotary embedding that the model itself uses.
 
     Returns:
-        (d / 2,) float32 in radians, channel i being paired with channel i + d / 2; and the factor.
+        (r / 2,) float32 in radians, channel i of the first r of a head being paired with channel i + r / 2, the others
+        not being turned; and the factor.
 
     Raises:
         ValueError: the model type, or its type of rotation, is not one that is known to pair channels in this way and
-            to turn a position by the same angles however long the context grows.
+            to turn a position by the same angles however long the context grows; or this version of transformers does
+            not have it where others do.
     """
     if config.model_type not in ROTARY_CLASSES:
         raise ValueError(
             f"config.model_type must be one whose rotation is known, {', '.join(ROTARY_CLASSES)}, "
             f"got {config.model_type!r}"
         )
-    rope_type = (config.rope_parameters or {}).get("rope_type", "default")
+    name = ROTARY_CLASSES[config.model_type]
+    try:
+        rope_type = (config.rope_parameters or {}).get("rope_type", "default")
+        modeling = importlib.import_module(f"transformers.models.{config.model_type}.modeling_{config.model_type}")
+        rotary = getattr(modeling, name)
+        if rope_type in FIXED_FREQUENCIES:
+            embedding = rotary(config)
+            frequencies, factor = embedding.inv_freq, float(embedding.attention_scaling)
+    except (AttributeError, ImportError) as error:
+        raise ValueError(
+            f"the rotation of {config.model_type!r} is read from config.rope_parameters and from inv_freq and "
+            f"attention_scaling of {name}, which transformers {version('transformers')} lacks: {error}"
+        ) from error
     if rope_type not in FIXED_FREQUENCIES:
         raise ValueError(
             f"rope_type must be one whose frequencies do not change with the length, "
             f"{', '.join(FIXED_FREQUENCIES)}, got {rope_type!r}"
         )
-    modeling = importlib.import_module(f"transformers.models.{config.model_type}.modeling_{config.model_type}")
-    embedding = getattr(modeling, ROTARY_CLASSES[config.model_type])(config)
-    frequencies: Tensor = embedding.inv_freq
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if 2 * len(frequencies) != width:
-        raise ValueError(f"a rotation must turn all {width} channels of a head, got one of {2 * len(frequencies)}")
-    return frequencies, float(embedding.attention_scaling)
+    if 2 * len(frequencies) > width:
+        raise ValueError(
+            f"a rotation must turn at most the {width} channels of a head, got one of {2 * len(frequencies)}"
+        )
+    return frequencies, factor
 
 
 class UnrotatedKeys:
@@ -57,7 +74,7 @@ class UnrotatedKeys:
     them for long; k does not. What matters for correctness is only that the same angle is undone and redone: the slot
     in the cache would do. With left padding slots and positions differ by the padding, which then stays in the keys as
     a rotation that is constant within a sequence but not between the sequences that share a basis; ``padding`` takes it
-    out.
+    out. Where only the first channels of a head are turned, the others pass as they are.
 
     Args:
         config: of the model.
@@ -91,17 +108,21 @@ class UnrotatedKeys:
     def undo(self, keys: Tensor, start: int) -> Tensor:
         """Keys (B, H, T, d) of the slots from ``start`` on as they were before the rotation, in their own dtype."""
         cos, sin = self._table(start, keys)
-        first, second = keys.chunk(2, -1)
+        turned, rest = self._parts(keys)
+        first, second = turned.chunk(2, -1)
         unrotated = torch.cat([first * cos + second * sin, second * cos - first * sin], -1)
-        return unrotated.div_(self.factor**2).to(keys.dtype)
+        unrotated = unrotated.div_(self.factor**2).to(keys.dtype)
+        return torch.cat([unrotated, rest], -1) if rest.shape[-1] else unrotated
 
     def redo(self, keys: Tensor, start: int, out: Tensor) -> None:
         """Writes the rotated keys (..., T, d), the leading dimensions (B, H) of ``out``, into ``out``."""
         cos, sin = self._table(start, out)
-        first, second = keys.chunk(2, -1)
-        half = keys.shape[-1] // 2
+        turned, rest = self._parts(keys)
+        first, second = turned.chunk(2, -1)
+        half = turned.shape[-1] // 2
         out[..., :half] = first * cos - second * sin
-        out[..., half:] = second * cos + first * sin
+        out[..., half : 2 * half] = second * cos + first * sin
+        out[..., 2 * half :] = rest
 
     def forget(self) -> None:
         """Drops the tables that the layers share within one forward pass."""
@@ -111,8 +132,13 @@ class UnrotatedKeys:
         """Bytes of frequencies, padding and tables."""
         return nbytes([self.frequencies, self.padding, self._tables])
 
+    def _parts(self, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """The channels that are turned, and the others."""
+        turned = 2 * len(self.frequencies)
+        return keys[..., :turned], keys[..., turned:]
+
     def _table(self, start: int, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (1 or B, 1, T, d / 2), times the factor."""
+        """Cosines and sines (1 or B, 1, T, r / 2), times the factor."""
         dtype = torch.promote_types(keys.dtype, torch.float32)
         entry = (start, keys.shape[-2], dtype, keys.device)
         if entry not in self._tables:

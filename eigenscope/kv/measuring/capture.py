@@ -5,10 +5,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from eigenscope.kv.measuring.attention_layers import ROLES, AttentionContext, AttentionHook, AttentionLayer, Role
+from eigenscope.kv.measuring.attention_context import ROLES, AttentionContext, AttentionHook, AttentionLayer, Role
 
 
 class Captured(NamedTuple):
@@ -86,7 +85,7 @@ def capture[T](layers: Sequence[AttentionLayer], run: Callable[[], T]) -> tuple[
             unreadable[name] = "its queries, keys or values are not finite"
         else:
             Q, K, V = (tensors[role] for role in ROLES)
-            captured[name] = Captured(Q, K, V, context, _explains(Q, K, V, context))
+            captured[name] = Captured(Q, K, V, context, context.explains(Q, K, V))
     return result, captured, unreadable
 
 
@@ -102,22 +101,3 @@ def eager_inference(device: torch.device) -> Iterator[None]:
         torch.compiler.set_stance("force_eager"),
     ):
         yield
-
-
-def _explains(Q: Tensor, K: Tensor, V: Tensor, context: AttentionContext) -> bool:
-    """Whether attention as understood gives what the layer's did, within the rounding of half precision."""
-    if context.mixed is None:
-        return True
-    try:
-        Q, K = context.turn(Q.float()), context.turn(K.float())
-        mask = context.mask if context.mask is None or context.mask.dtype == torch.bool else context.mask.float()
-        mixed = F.scaled_dot_product_attention(
-            Q, K, V.float(), attn_mask=mask, is_causal=context.causal, scale=context.scale, enable_gqa=True
-        )
-    except RuntimeError:  # shapes that do not go together: a rotation of a part of the channels, a mask of a kernel
-        return False
-    mixed, given = mixed.transpose(1, 2), context.mixed.float().reshape(*context.mixed.shape[:2], Q.shape[1], -1)
-    if mask is not None:  # what is made of queries that may look nowhere, as of padding, differs and matters to nobody
-        looking = (mask if mask.dtype == torch.bool else mask > -torch.inf).any(-1).expand(*Q.shape[:3]).mT[..., None]
-        mixed, given = torch.where(looking, mixed, 0), torch.where(looking, given, 0)
-    return bool((mixed - given).norm() <= 0.03 * given.norm())

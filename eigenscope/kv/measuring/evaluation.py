@@ -14,11 +14,10 @@ from eigenscope.kv.codecs.score_aware_codec import ScoreAwareCodec
 from eigenscope.kv.codecs.transform_codec import TransformCodec
 from eigenscope.kv.codecs.uniform_int import UniformInt
 from eigenscope.kv.measuring.capture import Captured
-from eigenscope.kv.measuring.measures import attention_change, attention_weights
+from eigenscope.kv.measuring.fit_inputs import ATTENDED, mask_of, met_queries, received_attention
+from eigenscope.kv.measuring.measures import attention_change
 from eigenscope.kv.measuring.metric_sums import BOUND_BITS, KVMetricSums
 from eigenscope.linalg.threaded import eigvalsh
-
-_ATTENDED = 4  # samples of a batch whose attention is compared: T² numbers a head each, as many as T²/2d of its keys
 
 Decoded = dict[str, tuple[Tensor, Tensor]]
 """Layer to decoded keys and values, each (B, heads, T, d)."""
@@ -54,11 +53,10 @@ class CodecFailure(NamedTuple):
 
 
 class _Stack(NamedTuple):
-    """Layers of one shape: keys and values (B, L, H, T, d), queries (B, L, heads, n, d)."""
+    """Layers of one shape: keys and values (B, L, H, T, d)."""
 
     keys: Tensor
     values: Tensor
-    queries: Tensor
 
 
 class KVEvaluation:
@@ -86,11 +84,12 @@ class KVEvaluation:
         """Fits all codecs on the layers of one forward pass, those of one shape in one call."""
         for names, stack in _stacks(captured, _by_shape(captured)).items():
             fitted = {}
-            weights = torch.stack([_received(captured[name]) for name in names], 1)
+            queries = torch.stack([met_queries(captured[name]) for name in names], 1)
+            weights = torch.stack([received_attention(captured[name]) for name in names], 1)
             for name, codec in self.codecs.items():
                 try:
                     fitted[name] = FittedKV(
-                        codec.keys.fit(stack.keys, groups=2, queries=stack.queries),
+                        codec.keys.fit(stack.keys, groups=2, queries=queries),
                         codec.values.fit(stack.values, groups=2, weights=weights),
                     )
                 except ValueError as error:
@@ -132,7 +131,7 @@ class KVEvaluation:
         values, value_bytes = _round_trip(codec.values, fitted.values, stack.values)
         for role, X, X_hat, stored in ((0, stack.keys, keys, key_bytes), (1, stack.values, values, value_bytes)):
             elements = torch.full_like(stored, X.numel() / len(names))
-            terms = [stored, elements, X.element_size() * elements, _squares(X_hat.float() - X.float()), _squares(X)]
+            terms = [stored, elements, _squares(X_hat.float() - X.float()), _squares(X)]
             self.sums.tokens[number, places, role] += torch.stack(terms, -1)
         decoded = {}
         for layer, (name, place) in enumerate(zip(names, places, strict=True)):
@@ -152,7 +151,8 @@ class KVEvaluation:
 def _by_shape(captured: Mapping[str, Captured]) -> list[tuple[str, ...]]:
     found: dict[object, list[str]] = defaultdict(list)
     for name, seen in captured.items():
-        found[tuple((x.shape, x.dtype) for x in seen[:3])].append(name)
+        turned = seen.explained and seen.context.turn_back is not None  # then more queries are met
+        found[(turned, *((x.shape, x.dtype) for x in seen[:3]))].append(name)
     return [tuple(names) for names in found.values()]
 
 
@@ -163,43 +163,19 @@ def _stacks(captured: Mapping[str, Captured], groups: Sequence[tuple[str, ...]])
         stacks[names] = _Stack(
             torch.stack([seen.keys for seen in layers], 1),
             torch.stack([seen.values for seen in layers], 1),
-            torch.stack([seen.queries for seen in layers], 1),
         )
     return stacks
-
-
-def _received(seen: Captured) -> Tensor:
-    """Attention that each token receives from all queries, (B, heads, T); all alike where attention is not known."""
-    if not seen.explained:
-        return torch.ones_like(seen.keys[..., 0])
-    context = seen.context
-    Q, K = (context.turn(x) for x in (seen.queries, seen.keys))
-    heads, T, d = K.shape[1:]
-    received = []
-    for start in range(0, len(K), _ATTENDED):
-        part = slice(start, start + _ATTENDED)
-        q, k = Q[part].float(), K[part].float()
-        products = (q.reshape(len(q), heads, -1, d) @ k.mT).reshape(*q.shape[:-1], T)
-        A = attention_weights(products, d, context.scale, _mask(seen, part), context.causal)
-        received.append(A.reshape(len(q), heads, -1, T).sum(-2))
-    return torch.cat(received)
-
-
-def _mask(seen: Captured, part: slice) -> Tensor | None:
-    """That of some samples."""
-    mask = seen.context.mask
-    return mask[part] if mask is not None and mask.ndim == 4 and len(mask) > 1 else mask
 
 
 def _attention_sums(seen: Captured, keys: Tensor, values: Tensor) -> Tensor:
     """A row of :attr:`KVMetricSums.attention`, of the first samples."""
     context = seen.context
     change = attention_change(
-        context.turn(seen.queries)[:_ATTENDED],
-        (context.turn(seen.keys)[:_ATTENDED], seen.values[:_ATTENDED]),
-        (context.turn(keys)[:_ATTENDED], values[:_ATTENDED]),
+        context.turn(seen.queries)[:ATTENDED],
+        (context.turn(seen.keys)[:ATTENDED], seen.values[:ATTENDED]),
+        (context.turn(keys)[:ATTENDED], values[:ATTENDED]),
         scale=context.scale,
-        mask=_mask(seen, slice(_ATTENDED)),
+        mask=mask_of(seen, slice(ATTENDED)),
         causal=context.causal,
     )
     parts = [change.score_rmse.square(), change.attention_kl, change.output_cosine]

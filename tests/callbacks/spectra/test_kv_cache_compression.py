@@ -1,3 +1,5 @@
+import csv
+import re
 from functools import partial
 
 import pytest
@@ -5,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -15,8 +18,7 @@ from eigenscope.nn import DeiT
 
 DEFAULTS = ["exact", "int8", "int4", "low_rank", "transform", "score_aware"]
 NETWORK = {"top1_agreement", "accuracy_difference", "logit_kl"}
-MEASURES = {"ratio", "bits_per_element", "bits_keys", "bits_values", "error_keys", "error_values", "bound_keys"}
-MEASURES |= {"bound_values", "score_rmse", "attention_kl", "output_cosine"}
+MEASURES = {"ratio", "bits_keys", "bits_values", "error_keys", "error_values", "attention_kl"}
 LAYERS = ["net.blocks.0.attention", "net.blocks.1.attention"]
 CHECK = {"every_n_epochs": 1}
 
@@ -86,6 +88,12 @@ def kv_tags(folder, prefix="kv/"):
     return {tag: values for tag, values in scalars(folder).items() if tag.startswith(prefix)}
 
 
+def by_layer(folder, name="kv"):
+    """The rows of the CSV file, by codec and layer."""
+    with (folder / f"{name}.csv").open() as file:
+        return {(row.pop("codec"), row.pop("layer")): row for row in csv.DictReader(file)}
+
+
 def untouched(model):
     return all(
         not getattr(m, "hooks", ()) and not m._forward_hooks and not m._forward_pre_hooks for m in model.modules()
@@ -116,18 +124,33 @@ def test_a_fit_is_the_same_with_and_without(tmp_path):
 def test_what_a_fit_leaves_behind(tmp_path, capsys):
     fit(tmp_path, KVCacheCompression(every_n_epochs=2), max_epochs=5)
     tags = kv_tags(tmp_path)
-    expected = {f"kv/{codec}/{measure}" for codec in DEFAULTS for measure in MEASURES | NETWORK}
-    expected |= {f"kv/{codec}/{layer}/{measure}" for codec in DEFAULTS for layer in LAYERS for measure in MEASURES}
-    assert set(tags) == expected
+    assert set(tags) == {f"kv/{codec}/{measure}" for codec in DEFAULTS for measure in MEASURES | NETWORK}
     assert all(list(steps) == [6, 12, 15] for steps in tags.values())  # the 2nd, the 4th and the last epoch
     exact = {tag.rpartition("/")[2]: steps[15] for tag, steps in tags.items() if tag.startswith("kv/exact/")}
-    assert (exact["ratio"], exact["bits_per_element"]) == (1, 32)
+    assert (exact["ratio"], exact["bits_keys"], exact["bits_values"]) == (0.5, 32, 32)
     assert (exact["top1_agreement"], exact["accuracy_difference"], exact["logit_kl"]) == (1, 0, 0)
-    assert 1 < tags["kv/int8/ratio"][15] < tags["kv/int4/ratio"][15] < 8
+    assert 0.5 < tags["kv/int8/ratio"][15] < tags["kv/int4/ratio"][15] < 4
     assert 0 < tags["kv/int8/error_keys"][15] < tags["kv/int4/error_keys"][15] < 0.2
     assert 0 < tags["kv/int8/logit_kl"][15] < tags["kv/low_rank/logit_kl"][15]
-    for role in ("keys", "values"):
-        assert 0 < tags[f"kv/transform/bound_{role}"][15] < tags[f"kv/transform/error_{role}"][15]
+    rows = by_layer(tmp_path)
+    assert list(rows) == [(codec, layer) for codec in DEFAULTS for layer in ("all", *LAYERS)]
+    for codec in DEFAULTS:
+        whole = rows[codec, "all"]
+        for measure in MEASURES | NETWORK:
+            assert float(whole[measure]) == pytest.approx(tags[f"kv/{codec}/{measure}"][15], rel=1e-6)
+        assert (
+            -1 <= float(whole["accuracy_low"]) <= float(whole["accuracy_difference"]) <= float(whole["accuracy_high"])
+        )
+        assert float(whole["accuracy_low"]) < float(whole["accuracy_high"]) <= 1
+        assert 16 / float(whole["ratio"]) == pytest.approx(float(whole["bits_per_element"]))
+        assert {name for name, value in rows[codec, LAYERS[0]].items() if value == ""} == {
+            *NETWORK,
+            "accuracy_low",
+            "accuracy_high",
+        }
+    for row in ("all", *LAYERS):
+        for role in ("keys", "values"):
+            assert 0 < float(rows["transform", row][f"bound_{role}"]) < float(rows["transform", row][f"error_{role}"])
     events = board(tmp_path)
     assert set(events.Tags()["images"]) == {"kv/rate_distortion", "kv/layers"}
     assert [event.step for event in events.Images("kv/layers")] == [15]
@@ -137,8 +160,11 @@ def test_what_a_fit_leaves_behind(tmp_path, capsys):
     for codec in DEFAULTS:
         assert f"| {codec} |" in card
         assert f"\n{codec} " in printed
-    assert "float32" in card
-    assert "8 predictions" in printed
+    assert "in 16 bits / bytes stored" in card
+    assert "95 % interval, 8 predictions" in printed
+    row = next(line for line in printed.splitlines() if line.startswith("exact "))
+    low, high = re.search(r"\+0\.0% \(-([\d.]+)% … \+([\d.]+)%\)", row).groups()
+    assert low == high == "22.6"  # t(0.975, 9) / 10: nothing changed in 8 predictions
 
 
 def test_validation_and_test_alone(tmp_path):
@@ -152,6 +178,7 @@ def test_validation_and_test_alone(tmp_path):
     assert set(board(tmp_path).Tags()["images"]) == {
         f"{k}/{f}" for k in ("kv", "kv_test") for f in ("layers", "rate_distortion")
     }
+    assert by_layer(tmp_path, "kv_test") == by_layer(tmp_path)
     tests = {tag.replace("kv_test/", "kv/"): steps for tag, steps in kv_tags(tmp_path, "kv_test/").items()}
     assert tests == kv_tags(tmp_path)
 
@@ -167,7 +194,7 @@ def test_layers_batches_and_samples(tmp_path):
     check = KVCacheCompression({"svd": LowRankInt8(2)}, layers=["*blocks.1.*"], batches=3, samples=2)
     trainer(tmp_path, check).validate(Counting(), loader(), verbose=False)
     assert passes == [8, 2] + [8, 2, 2, 2, 2, 2] * 2  # first calibrated; then exact and four codecs, twice
-    assert {tag.split("/")[2] for tag in kv_tags(tmp_path) if tag.count("/") == 3} == {LAYERS[1]}
+    assert {layer for _, layer in by_layer(tmp_path)} == {"all", LAYERS[1]}
     passes.clear()
     trainer(tmp_path / "one", KVCacheCompression({}, batches=1, samples=None)).validate(
         Counting(), loader(), verbose=False
@@ -175,12 +202,34 @@ def test_layers_batches_and_samples(tmp_path):
     assert passes == [8, 4, 4, 4, 4, 4, 8, 8]  # one batch in halves; later ones only validated
 
 
-def test_bf16_counts_in_bf16(tmp_path, capsys):
-    fit(tmp_path, KVCacheCompression({"svd": KVCodec(UniformInt(8), LowRankInt8(2))}, **CHECK), precision="bf16-mixed")
+def test_ratios_are_to_16_bits_in_any_precision(tmp_path):
+    codecs = {"svd": KVCodec(UniformInt(8), LowRankInt8(2))}
+    for precision, exact in (("32-true", 32), ("bf16-mixed", 16)):
+        fit(tmp_path / precision, KVCacheCompression(codecs, **CHECK), precision=precision)
+        tags = kv_tags(tmp_path / precision)
+        assert (tags["kv/exact/logit_kl"], tags["kv/exact/top1_agreement"]) == ({3: 0}, {3: 1})
+        assert (tags["kv/exact/bits_keys"][3], tags["kv/exact/ratio"][3]) == (exact, 16 / exact)
+        for codec in ("int8", "svd"):  # of as many keys as values
+            bits = (tags[f"kv/{codec}/bits_keys"][3] + tags[f"kv/{codec}/bits_values"][3]) / 2
+            assert tags[f"kv/{codec}/ratio"][3] == pytest.approx(16 / bits)
+
+
+def test_a_network_of_timm(tmp_path):
+    class Timm(ImageClassificationModule):
+        def __init__(self):
+            sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 12, "num_heads": 2, "num_classes": 5}
+            super().__init__(VisionTransformer(**sizes, qk_norm=True), partial(torch.optim.SGD, lr=0.1))
+
+    _, model = fit(tmp_path, KVCacheCompression(**CHECK), module=Timm)
     tags = kv_tags(tmp_path)
-    assert tags["kv/exact/bits_per_element"] == {3: 16}
-    assert (tags["kv/exact/logit_kl"], tags["kv/exact/top1_agreement"]) == ({3: 0}, {3: 1})
-    assert "in bfloat16" in capsys.readouterr().out
+    assert (tags["kv/exact/logit_kl"], tags["kv/exact/top1_agreement"]) == ({3: 0}, {3: 1})  # to the bit
+    assert tags["kv/int4/logit_kl"][3] > tags["kv/int8/logit_kl"][3] > 0
+    assert tags["kv/int4/attention_kl"][3] > 0
+    kinds = board(tmp_path).Tags()
+    written = [tag for kind in ("scalars", "images", "tensors") for tag in kinds[kind] if tag.startswith("kv")]
+    assert len(written) <= 60
+    assert len(by_layer(tmp_path)) == 6 * 13
+    assert untouched(model)
 
 
 def test_a_module_with_other_attention_and_no_labels(tmp_path):
@@ -205,9 +254,9 @@ def test_a_module_with_other_attention_and_no_labels(tmp_path):
     assert "cannot read 'headless' and leaves it out: it adds tokens of its own" in messages[0]
     assert "compares attention alone" in messages[1]
     tags = kv_tags(tmp_path)
-    assert set(tags) == {f"kv/{c}/{m}" for c in DEFAULTS for m in MEASURES} | {
-        f"kv/{c}/attention/{m}" for c in DEFAULTS for m in MEASURES
-    }
+    assert set(tags) == {f"kv/{c}/{m}" for c in DEFAULTS for m in MEASURES}
+    rows = by_layer(tmp_path)
+    assert rows["int4", "headless"]["error_keys"] == "" != rows["int4", "attention"]["error_keys"]
     assert tags["kv/exact/bits_keys"] == {0: 64}
     assert all(value == value for steps in tags.values() for value in steps.values())
 
@@ -221,7 +270,8 @@ def test_keys_that_are_not_finite_are_a_warning(tmp_path):
     run = trainer(tmp_path, KVCacheCompression({"svd": LowRankInt8(2)}))
     with pytest.warns(UserWarning, match=r"cannot read 'net.blocks.1.attention' and leaves it out: .* not finite"):
         run.validate(Broken(), loader(), verbose=False)
-    assert {tag.split("/")[2] for tag in kv_tags(tmp_path) if tag.count("/") == 3} == {LAYERS[0]}
+    rows = by_layer(tmp_path)
+    assert [rows["svd", layer]["ratio"] != "" for layer in LAYERS] == [True, False]
 
 
 def test_one_sample_is_a_warning(tmp_path):
@@ -358,7 +408,7 @@ def test_an_error_in_the_step_leaves_nothing_attached(tmp_path):
 def test_without_tensorboard_there_are_scalars_and_the_table(tmp_path, capsys):
     run = trainer(tmp_path, KVCacheCompression(), logger=CSVLogger(tmp_path, name="", version=""))
     run.validate(Classifier(), loader(), verbose=False)
-    assert "kv/int4/score_rmse" in (tmp_path / "metrics.csv").read_text()
+    assert "kv/int4/error_keys" in (tmp_path / "metrics.csv").read_text()
     assert "score_aware" in capsys.readouterr().out
 
 

@@ -128,10 +128,23 @@ def test_refuses_models_that_rotate_in_another_way_or_not_at_all(model_type):
         UnrotatedKeys(AutoConfig.for_model(model_type))
 
 
-def test_refuses_a_rotation_of_some_channels_only():
-    partial = config(rope=LINEAR | {"partial_rotary_factor": 0.5})
-    with pytest.raises(ValueError, match="all 16 channels of a head, got one of 8"):
-        UnrotatedKeys(partial)
+@pytest.mark.parametrize("rope", [LINEAR, YARN], ids=["linear", "yarn"])
+def test_a_rotation_of_the_first_channels_leaves_the_others(rope):
+    settings, X = config(rope=rope | {"partial_rotary_factor": 0.5}), keys()
+    rotated = X.clone()
+    rotated[..., :8] = rotated_by_the_model(settings, X[..., :8], torch.arange(5, 29)[None])
+    frame = UnrotatedKeys(settings)
+    torch.testing.assert_close(frame.undo(rotated, 5), X, atol=1e-5, rtol=0)
+    assert frame.undo(rotated, 5)[..., 8:].equal(X[..., 8:])
+    again = torch.empty_like(X)
+    frame.redo(X, 5, out=again)
+    torch.testing.assert_close(again, rotated, atol=1e-5, rtol=0)
+
+
+def test_refuses_a_version_without_what_it_reads(monkeypatch):
+    monkeypatch.delattr("transformers.models.llama.modeling_llama.LlamaRotaryEmbedding")
+    with pytest.raises(ValueError, match=r"'llama' is read from .* which transformers 5\..* lacks: .*LlamaRotaryEmb"):
+        UnrotatedKeys(config())
 
 
 def test_head_width_defaults_to_hidden_size_over_heads():

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 
 from eigenscope.kv import (
     Codec,
@@ -15,10 +16,10 @@ from eigenscope.kv import (
     rate_distortion_bound,
     relative_error,
 )
-from eigenscope.kv.measuring.attention_layers import AttentionContext
+from eigenscope.kv.measuring.attention_context import AttentionContext
 from eigenscope.kv.measuring.capture import Captured
 from eigenscope.kv.measuring.evaluation import KVEvaluation, baseline_codecs, default_codecs
-from eigenscope.kv.measuring.metric_sums import BOUND_BITS, KVMetricSums, logit_change
+from eigenscope.kv.measuring.metric_sums import BOUND_BITS, KVMetricSums, logit_change, paired_change
 
 LAYERS = ["a", "b", "wide"]
 
@@ -67,7 +68,7 @@ def test_measures_of_a_layer_are_those_of_its_codecs(dtype):
             assert found[f"bits_{role}"][number] == pytest.approx(8 * held[role] / X.numel())
             assert found[f"error_{role}"][number] == pytest.approx(float(relative_error(X, decoded, None)), rel=1e-5)
         elements = 2 * seen[layer].keys.numel()
-        assert found["ratio"][number] == pytest.approx(elements * dtype.itemsize / sum(held.values()))
+        assert found["ratio"][number] == pytest.approx(2 * elements / sum(held.values()))
         assert found["bits_per_element"][number] == pytest.approx(8 * sum(held.values()) / elements)
 
 
@@ -108,7 +109,7 @@ def test_attention_looks_where_the_layer_does():
 
 def test_exact_loses_nothing():
     sums = trial(baseline_codecs(), network(0), network(1)).sums.overall()
-    assert (sums["ratio"][0], sums["bits_keys"][0]) == (1, 32)
+    assert (sums["ratio"][0], sums["bits_keys"][0]) == (0.5, 32)
     assert (sums["error_keys"][0], sums["score_rmse"][0], sums["attention_kl"][0]) == (0, 0, 0)
     assert sums["output_cosine"][0] == pytest.approx(1)
     assert sums["error_keys"].diff().min() > 0  # exact, int8, int4
@@ -298,3 +299,55 @@ def test_classes_that_are_ruled_out_do_not_diverge():
     both = logit_change(exact, decoded, torch.tensor([0]))
     assert both[2] > 0
     torch.testing.assert_close(both, logit_change(exact[:, :2], decoded[:, :2], torch.tensor([0])))
+
+
+def interval(exact, decoded, labels):
+    sums = KVMetricSums(["x"], ["y"])
+    sums.network[0] = logit_change(exact, decoded, labels)
+    sums.paired[0] = paired_change(exact, decoded, labels)
+    found = sums.overall()
+    return [float(found[f"accuracy_{end}"]) for end in ("low", "difference", "high")]
+
+
+def one_hot(classes):
+    return 5.0 * torch.nn.functional.one_hot(torch.tensor(classes), 3)
+
+
+@pytest.mark.parametrize(("gained", "lost", "same"), [(0, 0, 8), (3, 1, 20), (0, 9, 3), (1, 0, 0)])
+def test_the_interval_of_single_predictions_is_agresti_and_mins(gained, lost, same):
+    exact = one_hot([1] * gained + [0] * (lost + same))
+    decoded = one_hot([0] * gained + [1] * lost + [0] * same)
+    n = gained + lost + same
+    low, difference, high = interval(exact, decoded, torch.zeros(n, dtype=torch.long))
+    assert difference == pytest.approx((gained - lost) / n)
+    middle = (gained - lost) / (n + 2)
+    width = stats.t.ppf(0.975, n + 1) * math.sqrt(gained + lost + 1 - (gained - lost) ** 2 / (n + 2)) / (n + 2)
+    assert (low, high) == (pytest.approx(max(-1, middle - width)), pytest.approx(min(1, middle + width)))
+
+
+def test_predictions_of_one_sample_are_not_taken_for_independent():
+    """Twelve tokens that all change alike say no more than one; of twelve samples they say more."""
+    exact, decoded = one_hot([[1] * 12, [0] * 12] * 4), one_hot([[0] * 12, [1] * 12] * 4)
+    labels = torch.zeros(8, 12, dtype=torch.long)
+    low, difference, high = interval(exact, decoded, labels)
+    assert difference == 0
+    alone = interval(exact[:, 0], decoded[:, 0], labels[:, 0])
+    apart = interval(exact.flatten(0, 1), decoded.flatten(0, 1), labels.flatten())
+    assert high - low > 0.8 * (alone[2] - alone[0])
+    assert apart[2] - apart[0] < 0.4 * (high - low)
+    padded = torch.cat([labels, torch.full_like(labels, -100)])
+    assert interval(exact.repeat(2, 1, 1), decoded.repeat(2, 1, 1), padded) == [low, difference, high]
+
+
+def test_the_interval_covers():
+    """In 93 of 100 experiments with 24 samples, or more, the true difference lies within."""
+    generator = torch.Generator().manual_seed(0)
+    chances = torch.tensor([0.06, 0.02, 0.92])  # gained, lost, same
+    covered = 0
+    for _ in range(400):
+        outcome = torch.multinomial(chances, 24, replacement=True, generator=generator)
+        exact, decoded = one_hot((outcome == 0).long().tolist()), one_hot((outcome == 1).long().tolist())
+        low, _, high = interval(exact, decoded, torch.zeros(24, dtype=torch.long))
+        assert high > low
+        covered += low <= 0.04 <= high
+    assert covered >= 0.93 * 400
