@@ -70,6 +70,12 @@ class Code(_Stored):
     tokens: int
     dtype: torch.dtype
 
+    def joined(self, other: Self) -> Self:
+        """These blocks, and after them those of another code of the same sequences, along the second dimension."""
+        ours, theirs = vars(self), vars(other)
+        tensors = {name: torch.cat([ours[name], x], 1) for name, x in theirs.items() if isinstance(x, Tensor)}
+        return dataclasses.replace(self, **tensors)
+
 
 class Factors(NamedTuple):
     """A decoded block X̂ = C B + mean, not multiplied out, at least float32.

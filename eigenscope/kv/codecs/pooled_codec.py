@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from eigenscope.kv.codecs.codec import FittedKV, KVCodec, check_tokens, check_whole, no_grad_no_autocast
+from eigenscope.kv.codecs.entropy_codec import EntropyCoder, fit_entropy_coded, split_pairs
 from eigenscope.kv.codecs.rate_distortion import allocate_bits
-from eigenscope.kv.codecs.sensitivities import Sensitivities
+from eigenscope.kv.codecs.sensitivities import Sensitivities, remaining
 from eigenscope.kv.codecs.transform_codec import PlaneCoder
 from eigenscope.kv.codecs.transform_fit import TransformFit
 
@@ -34,6 +35,7 @@ class PooledCodec:
 
     bits_per_element: float = 2.6
     tokens: int | None = None
+    entropy_coded: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.bits_per_element <= 16:
@@ -45,7 +47,7 @@ class PooledCodec:
     @property
     def coders(self) -> KVCodec:
         """What encodes and decodes by the states that :meth:`fit` returns."""
-        return KVCodec.of(PlaneCoder())
+        return KVCodec.of(EntropyCoder() if self.entropy_coded else PlaneCoder())
 
     @no_grad_no_autocast
     def fit(
@@ -67,7 +69,7 @@ class PooledCodec:
                 norms and one direction cost.
         """
         fits = [
-            TransformFit(_checked(X, name, layer), (X.shape[-3],), token_norms=name == "values")
+            TransformFit(_checked(X, name, layer), (X.shape[-3],), token_norms=name == "values" and not self.entropy_coded)
             for layer, pair in enumerate(zip(keys, values, strict=True))
             for name, X in zip(FittedKV._fields, pair, strict=True)
         ]
@@ -83,16 +85,24 @@ class PooledCodec:
         if sensitivities is None:
             sensitivities = Sensitivities.of_energies(*([fit.spectrum.variances.sum(-1) for fit in fits[k::2]] for k in (0, 1)))
         sensitivities.check([fit.groups[0] for fit in fits[::2]])
-        weights = [w for pair in zip(sensitivities.keys, sensitivities.values, strict=True) for w in pair]
-        pool = torch.cat(
-            [(fit.spectrum.variances * w.to(fit.spectrum.variances)[:, None]).flatten() for fit, w in zip(fits, weights, strict=True)]
-        )
-        bits = self._allocate(pool, fits)
-        parts = bits.split([fit.spectrum.variances.numel() for fit in fits])
-        states = [fit.state(part.reshape(fit.spectrum.variances.shape)) for fit, part in zip(fits, parts, strict=True)]
-        return [FittedKV(*pair) for pair in zip(states[::2], states[1::2], strict=True)]
+        sites = [site for pair in zip(sensitivities.keys, sensitivities.values, strict=True) for site in pair]
+        if self.entropy_coded:
+            served = fits[0].spectrum.tokens if self.tokens is None else self.tokens
+            return split_pairs(fit_entropy_coded(fits, sites, self.bits_per_element, served))
+        costs, kept = [], []
+        for fit, site in zip(fits, sites, strict=True):
+            variances = fit.spectrum.variances
+            costs.append((variances * site.weight.to(variances)[:, None]).flatten())
+            kept.append(remaining(site.coherence.to(variances)).repeat_interleave(variances.shape[-1], 0))
+        bits = self._allocate(torch.cat(costs), torch.cat(kept), fits)
+        parts = bits.split([len(part) for part in costs])
+        states = [
+            fit.state(part.reshape(fit.spectrum.variances.shape), site.coherence)
+            for fit, part, site in zip(fits, parts, sites, strict=True)
+        ]
+        return split_pairs(states)
 
-    def _allocate(self, pool: Tensor, fits: Sequence[TransformFit]) -> Tensor:
+    def _allocate(self, pool: Tensor, kept: Tensor, fits: Sequence[TransformFit]) -> Tensor:
         first = fits[0].spectrum
         served = first.tokens if self.tokens is None else self.tokens
         shared = sum(fit.spectrum.shared_bits(served) for fit in fits)
@@ -105,7 +115,7 @@ class PooledCodec:
                 f"when {served} tokens of {len(fits) // 2} layers are served, got {self.bits_per_element}"
             )
         budget = self.bits_per_element * elements - shared
-        return allocate_bits(pool, budget=budget, plane_cost=plane, direction_cost=direction)
+        return allocate_bits(pool, budget=budget, plane_cost=plane, direction_cost=direction, remaining=kept)
 
 
 def _checked(X: Tensor, name: str, layer: int) -> Tensor:

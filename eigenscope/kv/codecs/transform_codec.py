@@ -19,6 +19,7 @@ from eigenscope.kv.codecs.codec import (
     nbytes,
     no_grad_no_autocast,
 )
+from eigenscope.kv.codecs.sensitivities import stretched
 from eigenscope.kv.codecs.token_norms import decode_norms, encode_norms
 from eigenscope.kv.codecs.transform_fit import Budget, fit_transform
 from eigenscope.kv.codecs.transform_state import TransformState, bases, by_width
@@ -75,7 +76,12 @@ class PlaneCoder(Codec):
         rows = state.rows.tolist()
         codes = unpack_planes(code.planes, rows, code.tokens)
         gain = (state.scale if state.gain is None else state.gain).to(dtype)[:, None]
-        parts = [dequantize(codes[..., part, :], width, dtype) for width, part in reversed(by_width(rows))]
+        stretch = None if state.coherence is None else state.coherence.to(dtype).flatten()[state.owner.long()]
+        parts = []
+        for width, part in reversed(by_width(rows)):
+            parts.append(dequantize(codes[..., part, :], width, dtype))
+            if stretch is not None:
+                parts[-1] = parts[-1] * stretched(stretch[part], width)[:, None]
         levels = torch.cat([gain.new_empty(*batch, 0, code.tokens), *parts], -2) * gain
         k = synthesis.shape[-2]
         C = levels.new_zeros(*batch, groups * k, code.tokens).index_copy(-2, slots, levels)

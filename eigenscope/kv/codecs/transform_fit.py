@@ -75,6 +75,10 @@ class TransformFit:
 
     Attributes:
         spectrum: of the data.
+        groups: their sizes.
+        channels: d.
+        mean: (*groups, d) bfloat16.
+        directions: (groups, d, d), the principal ones first.
 
     Raises:
         ValueError: there are more groups than a state can number.
@@ -105,8 +109,8 @@ class TransformFit:
         X = X / unit  # so that no square over- or underflows
         square = unit.double().square()
         energies = _second_moment(X, W, S).diagonal(dim1=-2, dim2=-1).sum(-1).double() * square
-        self._mean = ((X * W).mean(1) * unit).to(torch.bfloat16)
-        X = X - self._mean.to(dtype)[:, None] / unit
+        self.mean = ((X * W).mean(1) * unit).to(torch.bfloat16)
+        X = X - self.mean.to(dtype)[:, None] / unit
         self._norm: Tensor | None = None
         share = X.new_ones(flat, 1)
         counted = W
@@ -130,11 +134,22 @@ class TransformFit:
         )
         self.groups, self.channels = groups, d
         self.directions = vectors.flip(-1).mT
+        self.mean = self.mean.reshape(*groups, d)
         self._metric, self._counted = S, counted
         self._tokens, self._unit = X, X.new_ones(()) if token_norms else unit
 
-    def state(self, bits: Tensor) -> TransformState:
-        """The state of these directions at ``bits`` (groups, d), whole numbers from 0 to 8."""
+    def coefficients(self, most: int) -> Tensor:
+        """Coefficients (groups, d, N) of at most ``most`` evenly spread tokens in units of X, without a metric or norms."""
+        stride = math.ceil(self._tokens.shape[1] / most)
+        return self.directions @ self._tokens[:, ::stride].mT * self._unit
+
+    def state(self, bits: Tensor, coherence: Tensor | None = None) -> TransformState:
+        """The state of these directions at ``bits`` (groups, d), whole numbers from 0 to 8.
+
+        Args:
+            bits: of the directions.
+            coherence: (groups,) as in :class:`Sensitivity`; None is 1.
+        """
         flat, count, d = self._tokens.shape
         dtype = self._tokens.dtype
         owner, place = bits.nonzero(as_tuple=True)
@@ -156,7 +171,7 @@ class TransformFit:
         return TransformState(
             self.groups,
             d,
-            self._mean.reshape(*self.groups, d),
+            self.mean,
             basis,
             synthesis,
             owner.to(torch.int16),
@@ -164,6 +179,7 @@ class TransformFit:
             None if gains is None else (scale * gains).to(torch.bfloat16),
             rows.to("cpu", torch.int32),
             None if self._norm is None else self._norm.reshape(self.groups),
+            None if coherence is None else coherence.to(torch.bfloat16).reshape(self.groups),
         )
 
 

@@ -23,6 +23,7 @@ class TransformState(Fitted):
         gain: (K,) bfloat16, what a level is multiplied by; None where that is ``scale``.
         rows: (8,) int32, for each p from 0 how many directions have more than p bits. On the CPU: shapes follow it.
         norm: (*groups,) bfloat16, about which the norms of tokens lie; None where tokens are not divided by theirs.
+        coherence: (*groups,) bfloat16, of :class:`Sensitivity`, by which levels are stretched; None is 1 everywhere.
     """
 
     mean: Tensor
@@ -33,6 +34,7 @@ class TransformState(Fitted):
     gain: Tensor | None
     rows: Tensor
     norm: Tensor | None = None
+    coherence: Tensor | None = None
 
 
 class Bases(NamedTuple):
