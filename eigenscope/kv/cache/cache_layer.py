@@ -1,8 +1,6 @@
 """Compressed KV cache of one layer."""
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +22,7 @@ class SpectralLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     Args:
         index: of the layer, for messages.
         codec: of keys and values.
+        pooled: whether the cache gives ``fitted`` to all layers together; otherwise the codec fits on its own blocks.
         frame: positions of the slots, shared by the layers.
         sinks: exact tokens at the start of each sequence.
         window: exact tokens at the end, at least.
@@ -52,8 +51,9 @@ class SpectralLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         window: int,
         block: int,
         fitted: FittedKV | None = None,
+        pooled: bool = False,
     ) -> None:
-        self.index, self.codec, self.frame = index, codec, frame
+        self.index, self.codec, self.frame, self.pooled = index, codec, frame, pooled
         self.sinks, self.window, self.block = sinks, window, block
         self.given = fitted
         self.reset()
@@ -75,12 +75,12 @@ class SpectralLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if self.record_past:
-            self._compress()
+            self.compress()
         self.keys = torch.cat([self.keys, key_states], -2)
         self.values = torch.cat([self.values, value_states], -2)
         everything = self._everything()
         if not self.record_past:
-            self._compress()
+            self.compress()
         return everything
 
     def get_seq_length(self) -> int:
@@ -134,7 +134,7 @@ class SpectralLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             kept = slice(self._start(), length)
             self.keys, self.values = keys[:, :, kept].clone(), values[:, :, kept].clone()
         if self.record_past:
-            self._compress()
+            self.compress()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Takes the sequences ``beam_idx`` in their order."""
@@ -149,6 +149,14 @@ class SpectralLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Repeats each sequence ``repeats`` times."""
         if self.is_initialized:
             self._rows(lambda t: t.repeat_interleave(repeats, 0))
+
+    def bits(self, side: int) -> tuple[float, ...]:
+        """Bits stored for an element of each head's coded keys (0) or values (1), what was learned included."""
+        if self.codes is None or self.fitted is None:
+            return ()
+        codec, code, state = (pair[side] for pair in ((self.codec.keys, self.codec.values), self.codes, self.fitted))
+        elements = len(self.keys) * self.blocks * self.block * state.channels
+        return tuple((8 * codec.bytes_by_group(code, state) / elements).tolist())
 
     def _rows(self, function: Callable[[Tensor], Tensor]) -> None:
         self.keys, self.values = function(self.keys), function(self.values)
@@ -193,22 +201,29 @@ class SpectralLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return slots[:, None, :, None].expand(*states.shape[:2], -1, states.shape[-1])
 
     @torch.no_grad()
-    def _compress(self) -> None:
-        """Encodes all whole blocks before the window, and frees them."""
+    def ready(self) -> tuple[Tensor, Tensor] | None:
+        """Keys and values (B, blocks, H, block, d) of the whole blocks before the window; None if there is none."""
         lead = 0 if self.blocks else self.sinks
-        ready = (self.keys.shape[-2] - lead - self.window) // self.block
+        count = 0 if not self.is_initialized else (self.keys.shape[-2] - lead - self.window) // self.block
         first_ordinary = self.sinks + self.frame.longest_padding
-        if ready < 1 or self.get_seq_length() < first_ordinary:
-            return
+        if count < 1 or self.get_seq_length() < first_ordinary:
+            return None
         start = self.sinks + self.blocks * self.block
-        count = ready * self.block
         padded = start < first_ordinary
-        kept = slice(lead, None if padded else lead + count)
-        states = [self.frame.undo(self.keys[:, :, kept], start), self.values[:, :, kept]]
+        kept = slice(lead, None if padded else lead + count * self.block)
+        keys, values = self.frame.undo(self.keys[:, :, kept], start), self.values[:, :, kept]
         if padded:
-            index = self._ordinary_tokens(start, count, states[0])
-            states = [X.take_along_dim(index, 2) for X in states]
-        blocks = [X.reshape(*X.shape[:2], ready, self.block, -1).transpose(1, 2) for X in states]
+            index = self._ordinary_tokens(start, count * self.block, keys)
+            keys, values = keys.take_along_dim(index, 2), values.take_along_dim(index, 2)
+        shape = (*keys.shape[:2], count, self.block, -1)
+        return keys.reshape(shape).transpose(1, 2), values.reshape(shape).transpose(1, 2)
+
+    @torch.no_grad()
+    def compress(self) -> None:
+        """Encodes all whole blocks before the window, and frees them; nothing while a pooled fit is missing."""
+        blocks = None if self.pooled and self.fitted is None else self.ready()
+        if blocks is None:
+            return
         learned: list[Fitted] = []
         codes: list[Code] = []
         for name, X in zip(FittedKV._fields, blocks, strict=True):
@@ -220,12 +235,13 @@ class SpectralLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
                 raise ValueError(f"{name} of layer {self.index}: {error}") from error
         if self.first is None:
             at = self._sink_slots(self.keys)
-            self.first = (self.keys.gather(2, at), self.values.gather(2, at))
+            self.first = (self.keys.gather(2, at), self.values.gather(2, self._sink_slots(self.values)))
         old = self.codes
-        self.codes = (codes[0], codes[1]) if old is None else (_joined(old[0], codes[0]), _joined(old[1], codes[1]))
+        self.codes = (codes[0], codes[1]) if old is None else (old[0].joined(codes[0]), old[1].joined(codes[1]))
         self.fitted = self.fitted or FittedKV(*learned)
-        self.blocks += ready
-        self.keys, self.values = self.keys[:, :, lead + count :].clone(), self.values[:, :, lead + count :].clone()
+        end = (0 if self.blocks else self.sinks) + blocks[0].shape[1] * self.block
+        self.blocks += blocks[0].shape[1]
+        self.keys, self.values = self.keys[:, :, end:].clone(), self.values[:, :, end:].clone()
 
     def _ordinary_tokens(self, start: int, count: int, states: Tensor) -> Tensor:
         """Which of the tokens ``states`` (B, H, n, d) from slot ``start`` on to code in ``count`` slots.
@@ -238,13 +254,3 @@ class SpectralLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         others = leading + slots % (states.shape[-2] - leading).clamp_min(1)
         index = torch.where(slots < leading, others, slots).clamp_max(states.shape[-2] - 1)
         return index[:, None, :, None]
-
-
-def _joined(old: Code, new: Code) -> Code:
-    """The codes of blocks and of those that follow them, along the dimension of blocks."""
-    joined: dict[str, Any] = {
-        name: torch.cat([getattr(old, name), tensor], 1)
-        for name, tensor in vars(new).items()
-        if isinstance(tensor, Tensor)
-    }
-    return dataclasses.replace(old, **joined)

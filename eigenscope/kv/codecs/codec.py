@@ -44,6 +44,10 @@ class _Stored:
         tensors = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
         return dataclasses.replace(self, **tensors)
 
+    def to(self, device: torch.device | str) -> Self:
+        """The same on another device."""
+        return self.map(lambda x: x.to(device))
+
 
 @dataclass(frozen=True, eq=False)
 class Fitted(_Stored):

@@ -1,6 +1,5 @@
 """Pooled codec: one budget of bits for the keys and values of all layers and heads of a cache."""
 
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,7 +54,7 @@ class PooledCodec:
         keys: Sequence[Tensor],
         values: Sequence[Tensor],
         sensitivities: Sensitivities | None = None,
-    ) -> list[FittedKV]:
+    ) -> tuple[list[FittedKV], Sensitivities]:
         """Learns bases, bits and scales of all layers.
 
         Args:
@@ -63,13 +62,18 @@ class PooledCodec:
             values: of each layer, (*batch, heads, T, d).
             sensitivities: of each layer and head; None: :meth:`Sensitivities.of_energies`.
 
+        Returns:
+            The states of each layer, and the sensitivities that were used.
+
         Raises:
             ValueError: keys or values of a layer are not as above, or have other numbers of tokens or channels than
                 those of the first; the sensitivities are of other layers or heads; the budget is below what means,
                 norms and one direction cost.
         """
         fits = [
-            TransformFit(_checked(X, name, layer), (X.shape[-3],), token_norms=name == "values" and not self.entropy_coded)
+            TransformFit(
+                _checked(X, name, layer), (X.shape[-3],), token_norms=name == "values" and not self.entropy_coded
+            )
             for layer, pair in enumerate(zip(keys, values, strict=True))
             for name, X in zip(FittedKV._fields, pair, strict=True)
         ]
@@ -83,12 +87,14 @@ class PooledCodec:
                     "a KVCodec spends bits layer by layer"
                 )
         if sensitivities is None:
-            sensitivities = Sensitivities.of_energies(*([fit.spectrum.variances.sum(-1) for fit in fits[k::2]] for k in (0, 1)))
+            sensitivities = Sensitivities.of_energies(
+                *([fit.spectrum.variances.sum(-1) for fit in fits[k::2]] for k in (0, 1))
+            )
         sensitivities.check([fit.groups[0] for fit in fits[::2]])
         sites = [site for pair in zip(sensitivities.keys, sensitivities.values, strict=True) for site in pair]
         if self.entropy_coded:
             served = fits[0].spectrum.tokens if self.tokens is None else self.tokens
-            return split_pairs(fit_entropy_coded(fits, sites, self.bits_per_element, served))
+            return split_pairs(fit_entropy_coded(fits, sites, self.bits_per_element, served)), sensitivities
         costs, kept = [], []
         for fit, site in zip(fits, sites, strict=True):
             variances = fit.spectrum.variances
@@ -100,7 +106,7 @@ class PooledCodec:
             fit.state(part.reshape(fit.spectrum.variances.shape), site.coherence)
             for fit, part, site in zip(fits, parts, sites, strict=True)
         ]
-        return split_pairs(states)
+        return split_pairs(states), sensitivities
 
     def _allocate(self, pool: Tensor, kept: Tensor, fits: Sequence[TransformFit]) -> Tensor:
         first = fits[0].spectrum
@@ -124,5 +130,3 @@ def _checked(X: Tensor, name: str, layer: int) -> Tensor:
     except ValueError as error:
         raise ValueError(f"{name} of layer {layer}: {error}") from error
     return X
-
-

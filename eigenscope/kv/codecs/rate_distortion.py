@@ -124,7 +124,13 @@ def _reached(taken: Tensor, order: Tensor, first: Tensor) -> Tensor:
 
 
 def _spend_rest(
-    bits: Tensor, variances: Tensor, budget: float, plane_cost: float, direction_cost: float, order: Tensor, first: Tensor
+    bits: Tensor,
+    variances: Tensor,
+    budget: float,
+    plane_cost: float,
+    direction_cost: float,
+    order: Tensor,
+    first: Tensor,
 ) -> Tensor:
     """Gives whole planes that remain to directions that have bits, in the order of gain; to the first if none has."""
     stored = bits > 0

@@ -87,7 +87,10 @@ class Sensitivities:
                     f"{len(own)} layers of {sorted({len(site.weight) for site in own})}"
                 )
             for layer, (weight, coherence) in enumerate(own):
-                if not ((weight >= 0) & (weight < torch.inf)).all() or not ((coherence >= 1) & (coherence < torch.inf)).all():
+                if (
+                    not ((weight >= 0) & (weight < torch.inf)).all()
+                    or not ((coherence >= 1) & (coherence < torch.inf)).all()
+                ):
                     raise ValueError(
                         f"sensitivities of {name} of layer {layer} must be finite, weights >= 0 and coherences >= 1, "
                         f"got {weight.tolist()} and {coherence.tolist()}"
