@@ -13,8 +13,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from eigenscope.files import replace_atomically
-from eigenscope.kv.codecs import codec, entropy_codec, low_rank_int8, pooled_codec, score_aware_codec, sensitivities
-from eigenscope.kv.codecs import transform_codec, transform_state, uniform_int
+from eigenscope.kv.codecs import (
+    codec,
+    entropy_codec,
+    low_rank_int8,
+    pooled_codec,
+    score_aware_codec,
+    sensitivities,
+    transform_codec,
+    transform_state,
+    uniform_int,
+)
 
 _FORMAT = "eigenscope kv"
 _VERSION = "1"
@@ -122,7 +131,7 @@ def _plain(tree: Any, tensors: dict[str, Tensor], names: dict[tuple[Any, ...], s
 def _tree(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
     if not isinstance(plain, dict):
         return plain
-    ((kind, value), *rest) = plain.items()
+    kind, value = next(iter(plain.items()))
     makers: dict[str, Callable[[Any], Any]] = {
         "tensor": lambda name: tensors[name],
         "class": lambda name: _CLASSES[name](**{key: _tree(part, tensors) for key, part in plain["fields"].items()}),

@@ -26,9 +26,11 @@ from eigenscope.kv.codecs.transform_state import bases
 
 LARGEST = 127  # of the integers
 _TRIED = 256  # tokens of each group from which rates are estimated
-_CLASSES = 40  # of directions, by deviation over step: half an octave each would do, a quarter costs nothing more
-_FINEST = 16  # classes below a deviation of one step
-_DEAD_ZONE = 0.06  # integers are rounded towards zero by so much: it saves more bits than error
+_CLASSES_PER_OCTAVE = 2  # of the variance over the squared step: four of the deviation
+_FINEST = 10  # classes below a deviation of one step
+_DEAD_ZONE = 0.03  # integers are rounded towards zero by so much: it saves more bits than error
+_STEP_SLOPE = math.log(2) / 6  # squared steps that a bit saves, where a uniform quantiser's error is step²/12
+_HALVINGS = 14  # of the range of steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +41,11 @@ class EntropyState(Fitted):
         mean: (*groups, d) bfloat16, subtracted before coding.
         basis: (K, d) int8, directions up to their length, in the order of their classes.
         owner: (K,) int16, the flat index of the group.
-        kind: (K,) uint8, the class of a direction, which says how its integers are distributed.
+        kind: (K,) uint8, the class of a direction, which says how its integers are distributed; ascending.
         step: (*groups,) float32, what a coefficient is divided by.
         gain: (K,) bfloat16, what an integer is multiplied by.
-        tables: (classes, 255) int32, counts of −127, …, 127 of each class, one tensor for the whole cache.
+        tables: (classes, L + 1) int16, how often an integer of each class has the absolute value 0, …, L; 0 for those
+            that none has. One tensor for the whole cache, on the CPU: streams are written and read there.
     """
 
     mean: Tensor
@@ -56,7 +59,7 @@ class EntropyState(Fitted):
 
 @dataclass(frozen=True, eq=False)
 class EntropyCode(Code):
-    """Streams of a range coder, one for each sequence and block.
+    """Streams of a coder of asymmetric numeral systems (Duda 2009), one for each sequence and block.
 
     Attributes:
         streams: (uint8,) on the CPU by their number.
@@ -109,7 +112,7 @@ class EntropyCoder(Codec):
         centred = (X.to(dtype) - state.mean.to(dtype)[..., None, :]) / state.step.to(dtype)[..., None, None]
         c = (analysis @ centred.reshape(*batch, groups, *X.shape[-2:]).mT).flatten(-3, -2).index_select(-2, slots)
         widths = _widths(state)
-        limits = torch.cat([c.new_full((count,), limit) for _, count, limit in widths]) if widths else c.new_empty(0)
+        limits = torch.cat([c.new_empty(0), *(c.new_full((count,), limit) for _, count, limit in widths)])
         n = _quantised(c).clamp(-limits[:, None], limits[:, None]).to(torch.int32)
         rows = n.reshape(-1, *n.shape[-2:]).cpu()
         streams = tuple(_written(row, widths, state) for row in rows)
@@ -142,7 +145,7 @@ class EntropyCoder(Codec):
         groups = math.prod(state.groups)
         share = torch.zeros(groups, dtype=torch.float64)
         owner = state.owner.to("cpu", torch.int64)
-        share.index_add_(0, owner, _entropies(state.tables.cpu())[state.kind.cpu().long()])
+        share.index_add_(0, owner, _entropies(state.tables)[state.kind.cpu().long()])
         share = share / share.sum() if share.sum() > 0 else torch.full_like(share, 1 / groups)
         fixed = nbytes(state.mean, state.step, state.tables, code.places) / groups
         rows = torch.bincount(owner, minlength=groups) * (state.channels + 2 + 1 + 2)
@@ -161,41 +164,35 @@ def _quantised(c: Tensor) -> Tensor:
 
 def _widths(state: EntropyState) -> list[tuple[int, int, int]]:
     """Of each class in use: its number, how many directions are of it, and its largest integer."""
-    counts = torch.bincount(state.kind.cpu().long(), minlength=1).tolist()
-    limits = _limits(state.tables.cpu())
+    counts = torch.bincount(state.kind.cpu().long(), minlength=len(state.tables)).tolist()
+    limits = ((state.tables > 0).sum(-1) - 1).tolist()
     return [(kind, count, limits[kind]) for kind, count in enumerate(counts) if count]
 
 
-def _limits(tables: Tensor) -> list[int]:
-    seen = (tables > 0) | (tables.flip(-1) > 0)
-    distance = (torch.arange(2 * LARGEST + 1) - LARGEST).abs()
-    limits: list[int] = (seen * distance).amax(-1).tolist()
-    return limits
-
-
-def _model(tables: Tensor, kind: int, limit: int) -> Any:
-    counts = tables[kind, LARGEST - limit : LARGEST + limit + 1].double()
-    counts = counts.clamp_min(0.25)
-    return range_coder().stream.model.Categorical((counts / counts.sum()).numpy(), perfect=False)
+def _model(table: Tensor, limit: int) -> Any:
+    """The distribution of integers −limit, …, limit, numbered from 0."""
+    half = table[: limit + 1].double()
+    half[1:] /= 2  # of either sign
+    both = torch.cat([half[1:].flip(0), half])
+    return range_coder().stream.model.Categorical((both / both.sum()).numpy(), perfect=False)
 
 
 def _written(row: Tensor, widths: Sequence[tuple[int, int, int]], state: EntropyState) -> Tensor:
     coder, stop = range_coder().stream.stack.AnsCoder(), len(row)
-    tables = state.tables.cpu()
     for kind, count, limit in reversed(widths):  # a stack: what is written last is read first
         symbols = (row[stop - count : stop] + limit).flatten().numpy()
         if limit:
-            coder.encode_reverse(symbols, _model(tables, kind, limit))
+            coder.encode_reverse(symbols, _model(state.tables[kind], limit))
         stop -= count
     return torch.from_numpy(coder.get_compressed().view("uint8").copy())
 
 
 def _read(stream: Tensor, widths: Sequence[tuple[int, int, int]], state: EntropyState, tokens: int) -> Tensor:
     coder = range_coder().stream.stack.AnsCoder(stream.numpy().view("uint32").copy())
-    tables, parts = state.tables.cpu(), [torch.empty(0, tokens, dtype=torch.int32)]
+    parts = [torch.empty(0, tokens, dtype=torch.int32)]
     for kind, count, limit in widths:
         if limit:
-            symbols = coder.decode(_model(tables, kind, limit), count * tokens)
+            symbols = coder.decode(_model(state.tables[kind], limit), count * tokens)
             parts.append(torch.from_numpy(symbols).reshape(count, tokens) - limit)
         else:
             parts.append(torch.zeros(count, tokens, dtype=torch.int32))
@@ -206,16 +203,24 @@ def _entropies(tables: Tensor) -> Tensor:
     """Bits of an integer of each class."""
     p = tables.double()
     p = p / p.sum(-1, keepdim=True).clamp_min(1)
-    return -torch.where(p > 0, p * p.clamp_min(1e-300).log2(), 0).sum(-1)
+    return torch.special.entr(p).sum(-1) / math.log(2) + 1 - p[:, 0]  # and its sign
 
 
 @dataclass
 class _Trial:
-    """Integers of some tokens of all directions of the cache at one step."""
+    """Integers of some tokens of all directions of the cache at one step.
 
-    kept: Tensor  # (directions,) bool
+    Attributes:
+        kept: (directions,) bool, which are worth their bits.
+        kind: (directions,) class, of those kept.
+        gain: (directions,) what an integer stands for, in steps.
+        tables: as in :class:`EntropyState`.
+        bits: of a token, all directions.
+    """
+
+    kept: Tensor
     kind: Tensor
-    gain: Tensor  # over the step
+    gain: Tensor
     tables: Tensor
     bits: float
 
@@ -226,7 +231,8 @@ def fit_entropy_coded(
     """States of all layers and sides, at the step that meets a budget.
 
     A coefficient c of a site of weight w is coded as the integer nearest to c √w / Δ, with one Δ for the cache, which
-    spreads the error by what it costs; directions whose bits cost more than they bring are left out.
+    spreads the error by what it costs; directions whose bits cost more than they save are left out. Coherences are not
+    looked at: at these fine steps they were seen to bring nothing.
 
     Args:
         fits: keys and values of each layer in turn.
@@ -234,30 +240,29 @@ def fit_entropy_coded(
         bits_per_element: of everything stored.
         served: tokens of each group.
     """
-    coefficients, weights, coherences, sizes = [], [], [], []
+    coefficients, weights = [], []
     for fit, site in zip(fits, sites, strict=True):
-        own = fit.coefficients(_TRIED)
+        own = fit.coefficients(_TRIED).double()
         scale = site.weight.to(own).clamp_min(torch.finfo(own.dtype).tiny).sqrt()
         coefficients.append((own * scale[:, None, None]).flatten(0, 1))
         weights.append(scale)
-        coherences.append(site.coherence.to(own).repeat_interleave(fit.channels))
-        sizes.append(len(coefficients[-1]))
-    c, rho = torch.cat(coefficients), torch.cat(coherences)
+    c, sizes = torch.cat(coefficients), [len(part) for part in coefficients]
+    largest = float(c.abs().max())
     elements = served * len(c)
     shared = sum(16 * fit.channels * len(fit.spectrum.variances) + 32 * len(fit.spectrum.variances) for fit in fits)
     row = 8 * fits[0].channels + 16 + 8 + 16
 
     def at(step: float) -> _Trial:
-        return _tried(c / step, rho, row / served)
+        return _tried(c / step, row / served)
 
     def bits(trial: _Trial) -> float:
-        return shared + trial.bits * served + int(trial.kept.sum()) * row + 32 * trial.tables.count_nonzero().item()
+        return shared + trial.bits * served + int(trial.kept.sum()) * row + 16 * trial.tables.numel()
 
-    low, high = math.log(float(c.std()) * 1e-4 + 1e-30), math.log(float(c.abs().max()) + 1e-30)
-    for _ in range(14):
-        middle = (low + high) / 2
-        low, high = (middle, high) if bits(at(math.exp(middle))) > bits_per_element * elements else (low, middle)
-    step = math.exp(high)
+    fine, coarse = largest / (2 * LARGEST), 4 * largest  # a finer one would cut off, at a coarser one all is zero
+    for _ in range(_HALVINGS):
+        step = math.sqrt(fine * coarse)
+        fine, coarse = (step, coarse) if bits(at(step)) > bits_per_element * elements else (fine, step)
+    step = coarse
     trial = at(step)
     if bits(trial) > bits_per_element * elements:
         raise ValueError(
@@ -269,8 +274,8 @@ def fit_entropy_coded(
     for fit, scale, size in zip(fits, weights, sizes, strict=True):
         part = slice(begin, begin + size)
         begin += size
-        kept, kind = trial.kept[part].reshape(-1, fit.channels), trial.kind[part].reshape(-1, fit.channels)
-        gain = trial.gain[part].reshape(-1, fit.channels) * (step / scale)[:, None]
+        kept, kind, gain = (x[part].reshape(-1, fit.channels) for x in (trial.kept, trial.kind, trial.gain))
+        gain = gain * (step / scale)[:, None]
         owner, place = kept.nonzero(as_tuple=True)
         order = kind[owner, place].argsort(stable=True)
         owner, place = owner[order], place[order]
@@ -290,35 +295,47 @@ def fit_entropy_coded(
     return states
 
 
-def _tried(c: Tensor, rho: Tensor, row_bits: float) -> _Trial:
-    """Integers of coefficients (directions, tokens) in units of the step, and what they would cost."""
+def _tried(c: Tensor, row_bits: float) -> _Trial:
+    """Integers of coefficients (directions, tokens) in steps, and their cost beside ``row_bits`` of a direction."""
     n = _quantised(c).clamp(-LARGEST, LARGEST)
-    square = c.square().mean(-1)
-    kind = (4 * square.clamp_min(1e-30).log2() / 2 + _FINEST).round().clamp(0, _CLASSES - 1).long()
-    # n = κ c + noise: the gain a of least cost ρ (1 − a κ)² λ + a² ν, as in `sensitivities.remaining`
-    kappa = (c * n).mean(-1) / square.clamp_min(1e-30)
-    noise = (n.square().mean(-1) - kappa.square() * square).clamp_min(0)
-    gain = rho * square * kappa / (rho * square * kappa.square() + noise).clamp_min(1e-30)
-    left = rho * square * (1 - gain * kappa).square() + gain.square() * noise
-    rate = _rates(n, kind)
-    worth = math.log(2) / 6  # of a bit, in squared steps: the slope of a uniform quantiser's distortion at high rates
-    kept = (rho * square - left > worth * (rate + row_bits)) & (n != 0).any(-1)
-    counts = torch.zeros(_CLASSES, 2 * LARGEST + 1, dtype=torch.int64)
-    at = (kind[kept, None] * (2 * LARGEST + 1) + n[kept].long() + LARGEST).flatten().cpu()
-    counts.view(-1).index_add_(0, at, torch.ones_like(at))
-    tables = (counts + counts.flip(-1)).to(torch.int32)  # symmetric
-    return _Trial(kept, kind, gain, tables, float(rate[kept].sum()))
+    square, cross, size = c.square().mean(-1), (c * n).mean(-1), n.square().mean(-1)
+    gain = cross / size.clamp_min(torch.finfo(c.dtype).tiny)  # least squares
+    kind = (square.clamp_min(2.0**-32).log2() * _CLASSES_PER_OCTAVE).round().clamp_min(-_FINEST).long() + _FINEST
+    counts = _counts(n, kind)
+    rate = _rates(n, kind, counts)
+    saved = gain * cross  # of the squared error
+    kept = saved > _STEP_SLOPE * (rate + row_bits)
+    if not kept.any():
+        return _Trial(kept, kind, gain, torch.zeros(0, 1, dtype=torch.int16), 0.0)
+    used, among = kind[kept].unique(return_inverse=True)
+    kind = torch.zeros_like(kind).masked_scatter(kept, among)
+    return _Trial(kept, kind, gain, _tables(_counts(n[kept], among), len(used)), float(rate[kept].sum()))
 
 
-def _rates(n: Tensor, kind: Tensor) -> Tensor:
+def _counts(n: Tensor, kind: Tensor) -> Tensor:
+    """(classes, 128) how often integers (directions, tokens) of each class have an absolute value."""
+    size, classes = LARGEST + 1, int(kind.max()) + 1
+    at = (kind[:, None] * size + n.abs().long()).flatten()
+    return torch.bincount(at, minlength=classes * size).reshape(classes, size)
+
+
+def _rates(n: Tensor, kind: Tensor, counts: Tensor) -> Tensor:
     """Bits a token of each direction, by the distribution of its class."""
-    size = 2 * LARGEST + 1
-    at = (kind[:, None] * size + n.long() + LARGEST).cpu()
-    counts = torch.bincount(at.flatten(), minlength=_CLASSES * size).reshape(_CLASSES, size).double()
-    counts = counts + counts.flip(-1)
-    bits = -(counts / counts.sum(-1, keepdim=True).clamp_min(1)).clamp_min(1e-300).log2()
-    rates: Tensor = bits.flatten()[at].mean(-1).to(n)
+    bits = -(counts / counts.sum(-1, keepdim=True).clamp_min(1)).double().clamp_min(1e-300).log2()
+    bits[:, 1:] += 1
+    size = n.abs().long()
+    rates: Tensor = bits.flatten()[kind[:, None] * bits.shape[-1] + size].mean(-1).to(n)
     return rates
+
+
+def _tables(counts: Tensor, classes: int) -> Tensor:
+    """Counts as they are stored: a quarter beyond the largest that was seen, 1 where none was, below 2^15."""
+    seen = ((counts > 0) * torch.arange(counts.shape[-1], device=counts.device)).amax(-1)
+    limits = (seen + seen // 4 + 1).clamp_max(LARGEST)
+    places = torch.arange(int(limits.max()) + 1, device=counts.device)
+    scaled = (counts[:classes, : len(places)] * (32767 / counts.amax(-1, keepdim=True).clamp_min(1))[:classes]).round()
+    tables = torch.where(places <= limits[:classes, None], scaled.clamp(1, 32767), 0)
+    return tables.to("cpu", torch.int16)
 
 
 def split_pairs(states: Sequence[Fitted]) -> list[FittedKV]:

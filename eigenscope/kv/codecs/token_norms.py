@@ -8,7 +8,7 @@ _MIDDLE = 128
 
 
 def norm_level(centred: Tensor) -> Tensor:
-    """The level (...) about which the norms of tokens (..., T, d) lie: their geometric mean, of tokens that are not 0."""
+    """The level (...) about which the norms of tokens (..., T, d) lie: the geometric mean of those above zero."""
     size = _root_mean_square(centred)
     tokens = size > 0
     logarithms = torch.where(tokens, size, 1).log2().sum(-1) / tokens.sum(-1).clamp_min(1)

@@ -139,7 +139,7 @@ class TransformFit:
         self._tokens, self._unit = X, X.new_ones(()) if token_norms else unit
 
     def coefficients(self, most: int) -> Tensor:
-        """Coefficients (groups, d, N) of at most ``most`` evenly spread tokens in units of X, without a metric or norms."""
+        """Coefficients (groups, d, N) of at most ``most`` evenly spread tokens, without a metric or norms."""
         stride = math.ceil(self._tokens.shape[1] / most)
         return self.directions @ self._tokens[:, ::stride].mT * self._unit
 

@@ -72,10 +72,10 @@ def test_options_reach_the_cache(net):
         layer = run.cache.layers[0]
         assert (layer.sinks, layer.window, layer.block) == (2, 6, 20)
         assert layer.codec.keys == UniformInt(4)
-        learned = run.cache.fitted
-    with spectral_cache(net, UniformInt(4), fitted=learned, **SMALL) as run:
+        learned = run.cache.fits
+    with spectral_cache(net, fits=learned, **SMALL) as run:
         generate(net)
-        assert run.cache.fitted[1] is learned[1]
+        assert run.cache.fits.layers[1] is learned.layers[1]
 
 
 @pytest.mark.parametrize("failing", [False, True])
@@ -117,18 +117,36 @@ def test_a_conversation_goes_on_within_the_block(net):
     assert torch.equal(again, expected)
 
 
-def test_generation_without_a_cache_stays_without(net):
+def test_generation_without_a_cache_is_refused(net):
+    called = r"LlamaModel of transformers \S+ was called without a cache \((past_key_values|cache)\)"
+    with pytest.raises(ValueError, match=called), spectral_cache(net, UniformInt(2), **SMALL):
+        generate(net, use_cache=False)
+    assert not hooks(net)
+
+
+def test_there_is_no_report_before_a_generation(net):
     with spectral_cache(net, UniformInt(2), **SMALL) as run:
-        assert torch.equal(generate(net, use_cache=False), generate(net, use_cache=False))
         with pytest.raises(ValueError, match="nothing was generated"):
             run.report()
+        generate(net)
+
+
+@pytest.mark.parametrize(("tokens", "last"), [(0, "nothing was generated"), (3, "the last context was of 52 tokens")])
+def test_a_block_in_which_nothing_was_compressed_is_an_error(net, tokens, last):
+    said = f"nothing was compressed within spectral_cache: {last}.* when 132 are read"
+    with pytest.raises(ValueError, match=said), spectral_cache(net, block=64, sinks=4, window=64):
+        _ = tokens and generate(net, max_new_tokens=tokens)
+    assert not hooks(net)
+
+
+def test_another_error_is_not_hidden_by_it(net):
+    with pytest.raises(KeyError, match="mine"), spectral_cache(net, **SMALL):
+        raise KeyError("mine")
 
 
 def test_refuses_what_it_cannot_replace_and_wrong_options_at_once(net):
-    with (
-        spectral_cache(net, **SMALL),
-        pytest.raises(ValueError, match=r"cache_implementation must not be set .* got a StaticCache"),
-    ):
+    static = r"cache_implementation must not be set .* got a StaticCache"
+    with pytest.raises(ValueError, match=static), spectral_cache(net, **SMALL):
         generate(net, cache_implementation="static")
     assert not hooks(net)
     with pytest.raises(ValueError, match="block must be at least 64"), spectral_cache(net, block=32):

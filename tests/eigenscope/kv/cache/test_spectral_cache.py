@@ -227,17 +227,17 @@ def test_report_compares_with_the_cache_it_replaces():
     for past in (cache, theirs):
         net.generate(**inputs, past_key_values=past, max_new_tokens=9, do_sample=False)
     report = cache.report()
-    baseline = sum(t.numel() * 4 for layer in theirs.layers for t in (layer.keys, layer.values))
+    baseline = sum(t.numel() * 2 for layer in theirs.layers for t in (layer.keys, layer.values))
     assert report.baseline == baseline
-    assert (report.tokens, report.sequences, report.dtype) == (158, 3, torch.float32)
+    assert (report.tokens, report.sequences, report.coded) == (158, 3, 144)
     assert report.compression_ratio == pytest.approx(baseline / report.stored)
     assert report.fraction_saved == pytest.approx(1 - report.stored / baseline)
     assert report.sinks == 2 * 2 * 3 * 2 * 4 * 16 * 4  # layers, keys and values, B, H, sinks, d, bytes
     assert report.positions == 8 * 4  # frequencies alone: no table of angles outlives a forward pass
     assert report.tail == 2 * 2 * 3 * 2 * (158 - 4 - 9 * 16) * 16 * 4
     lines = str(report).splitlines()
-    assert lines[0] == "3 × 158 tokens"
+    assert lines[0] == "3 × 158 tokens, 144 of them in compressed blocks"
     assert any(line.split() == ["codes", f"{report.codes:,}", "bytes"] for line in lines)
-    assert any(line.split()[:2] == ["in", "float32"] for line in lines)
-    assert len({len(line) for line in lines[1:-1]}) == 1
-    assert lines[-1] == f"{report.compression_ratio:.2f}× compression ratio, {100 * report.fraction_saved:.1f} % saved"
+    assert any(line.split()[:3] == ["at", "16", "bits"] for line in lines)
+    assert len({len(line) for line in lines[1:8]}) == 1
+    assert lines[8] == f"{report.compression_ratio:.2f}× compression ratio, {100 * report.fraction_saved:.1f} % saved"
