@@ -24,7 +24,7 @@ from eigenscope.kv.codecs.sensitivities import Sensitivity
 from eigenscope.kv.codecs.transform_fit import TransformFit, rounded_rows
 from eigenscope.kv.codecs.transform_state import bases
 
-LARGEST = 127  # of the integers
+LARGEST = 4095  # of the integers
 _TRIED = 256  # tokens of each group from which rates are estimated
 _CLASSES_PER_OCTAVE = 2  # of the variance over the squared step: four of the deviation
 _FINEST = 10  # classes below a deviation of one step
@@ -44,8 +44,9 @@ class EntropyState(Fitted):
         kind: (K,) uint8, the class of a direction, which says how its integers are distributed; ascending.
         step: (*groups,) float32, what a coefficient is divided by.
         gain: (K,) bfloat16, what an integer is multiplied by.
-        tables: (classes, L + 1) int16, how often an integer of each class has the absolute value 0, …, L; 0 for those
-            that none has. One tensor for the whole cache, on the CPU: streams are written and read there.
+        limits: (classes,) int16, the largest absolute value of an integer of each class.
+        tables: (Σ limits + classes,) int16, class by class how often an integer has the absolute value 0, 1, …. One
+            tensor for the whole cache, like ``limits``, on the CPU: streams are written and read there.
     """
 
     mean: Tensor
@@ -54,6 +55,7 @@ class EntropyState(Fitted):
     kind: Tensor
     step: Tensor
     gain: Tensor
+    limits: Tensor
     tables: Tensor
 
 
@@ -145,9 +147,9 @@ class EntropyCoder(Codec):
         groups = math.prod(state.groups)
         share = torch.zeros(groups, dtype=torch.float64)
         owner = state.owner.to("cpu", torch.int64)
-        share.index_add_(0, owner, _entropies(state.tables)[state.kind.cpu().long()])
+        share.index_add_(0, owner, _entropies(_rows(state))[state.kind.cpu().long()])
         share = share / share.sum() if share.sum() > 0 else torch.full_like(share, 1 / groups)
-        fixed = nbytes(state.mean, state.step, state.tables, code.places) / groups
+        fixed = nbytes(state.mean, state.step, state.limits, state.tables, code.places) / groups
         rows = torch.bincount(owner, minlength=groups) * (state.channels + 2 + 1 + 2)
         return (share * nbytes(code.streams) + fixed + rows).reshape(state.groups)
 
@@ -164,46 +166,52 @@ def _quantised(c: Tensor) -> Tensor:
 
 def _widths(state: EntropyState) -> list[tuple[int, int, int]]:
     """Of each class in use: its number, how many directions are of it, and its largest integer."""
-    counts = torch.bincount(state.kind.cpu().long(), minlength=len(state.tables)).tolist()
-    limits = ((state.tables > 0).sum(-1) - 1).tolist()
+    counts, limits = torch.bincount(state.kind.cpu().long()).tolist(), state.limits.tolist()
     return [(kind, count, limits[kind]) for kind, count in enumerate(counts) if count]
 
 
-def _model(table: Tensor, limit: int) -> Any:
-    """The distribution of integers −limit, …, limit, numbered from 0."""
-    half = table[: limit + 1].double()
+def _rows(state: EntropyState) -> tuple[Tensor, ...]:
+    """The table of each class."""
+    return state.tables.split([limit + 1 for limit in state.limits.tolist()])
+
+
+def _model(table: Tensor) -> Any:
+    """The distribution of the integers −limit, …, limit of a class, numbered from 0."""
+    half = table.double()
     half[1:] /= 2  # of either sign
     both = torch.cat([half[1:].flip(0), half])
     return range_coder().stream.model.Categorical((both / both.sum()).numpy(), perfect=False)
 
 
 def _written(row: Tensor, widths: Sequence[tuple[int, int, int]], state: EntropyState) -> Tensor:
-    coder, stop = range_coder().stream.stack.AnsCoder(), len(row)
+    coder, stop, tables = range_coder().stream.stack.AnsCoder(), len(row), _rows(state)
     for kind, count, limit in reversed(widths):  # a stack: what is written last is read first
         symbols = (row[stop - count : stop] + limit).flatten().numpy()
         if limit:
-            coder.encode_reverse(symbols, _model(state.tables[kind], limit))
+            coder.encode_reverse(symbols, _model(tables[kind]))
         stop -= count
     return torch.from_numpy(coder.get_compressed().view("uint8").copy())
 
 
 def _read(stream: Tensor, widths: Sequence[tuple[int, int, int]], state: EntropyState, tokens: int) -> Tensor:
     coder = range_coder().stream.stack.AnsCoder(stream.numpy().view("uint32").copy())
-    parts = [torch.empty(0, tokens, dtype=torch.int32)]
+    parts, tables = [torch.empty(0, tokens, dtype=torch.int32)], _rows(state)
     for kind, count, limit in widths:
         if limit:
-            symbols = coder.decode(_model(state.tables[kind], limit), count * tokens)
+            symbols = coder.decode(_model(tables[kind]), count * tokens)
             parts.append(torch.from_numpy(symbols).reshape(count, tokens) - limit)
         else:
             parts.append(torch.zeros(count, tokens, dtype=torch.int32))
     return torch.cat(parts)
 
 
-def _entropies(tables: Tensor) -> Tensor:
+def _entropies(tables: Sequence[Tensor]) -> Tensor:
     """Bits of an integer of each class."""
-    p = tables.double()
-    p = p / p.sum(-1, keepdim=True).clamp_min(1)
-    return torch.special.entr(p).sum(-1) / math.log(2) + 1 - p[:, 0]  # and its sign
+    shares = [table.double() / table.double().sum() for table in tables]
+    signs = [1 - p[0] for p in shares]
+    return torch.stack(
+        [torch.special.entr(p).sum() / math.log(2) + sign for p, sign in zip(shares, signs, strict=True)]
+    )
 
 
 @dataclass
@@ -214,6 +222,7 @@ class _Trial:
         kept: (directions,) bool, which are worth their bits.
         kind: (directions,) class, of those kept.
         gain: (directions,) what an integer stands for, in steps.
+        limits: as in :class:`EntropyState`.
         tables: as in :class:`EntropyState`.
         bits: of a token, all directions.
     """
@@ -221,6 +230,7 @@ class _Trial:
     kept: Tensor
     kind: Tensor
     gain: Tensor
+    limits: Tensor
     tables: Tensor
     bits: float
 
@@ -256,9 +266,9 @@ def fit_entropy_coded(
         return _tried(c / step, row / served)
 
     def bits(trial: _Trial) -> float:
-        return shared + trial.bits * served + int(trial.kept.sum()) * row + 16 * trial.tables.numel()
+        return shared + trial.bits * served + int(trial.kept.sum()) * row + 8 * nbytes(trial.tables, trial.limits)
 
-    fine, coarse = largest / (2 * LARGEST), 4 * largest  # a finer one would cut off, at a coarser one all is zero
+    fine, coarse = largest / LARGEST, 4 * largest  # a finer one would cut off, at a coarser one all is zero
     for _ in range(_HALVINGS):
         step = math.sqrt(fine * coarse)
         fine, coarse = (step, coarse) if bits(at(step)) > bits_per_element * elements else (fine, step)
@@ -289,6 +299,7 @@ def fit_entropy_coded(
                 kind[owner, place].to(torch.uint8),
                 (step / scale).reshape(fit.groups).float(),
                 gain[owner, place].to(torch.bfloat16),
+                trial.limits,
                 trial.tables,
             )
         )
@@ -306,15 +317,15 @@ def _tried(c: Tensor, row_bits: float) -> _Trial:
     saved = gain * cross  # of the squared error
     kept = saved > _STEP_SLOPE * (rate + row_bits)
     if not kept.any():
-        return _Trial(kept, kind, gain, torch.zeros(0, 1, dtype=torch.int16), 0.0)
-    used, among = kind[kept].unique(return_inverse=True)
+        return _Trial(kept, kind, gain, *2 * (torch.zeros(0, dtype=torch.int16),), 0.0)
+    _, among = kind[kept].unique(return_inverse=True)
     kind = torch.zeros_like(kind).masked_scatter(kept, among)
-    return _Trial(kept, kind, gain, _tables(_counts(n[kept], among), len(used)), float(rate[kept].sum()))
+    return _Trial(kept, kind, gain, *_tables(_counts(n[kept], among)), float(rate[kept].sum()))
 
 
 def _counts(n: Tensor, kind: Tensor) -> Tensor:
-    """(classes, 128) how often integers (directions, tokens) of each class have an absolute value."""
-    size, classes = LARGEST + 1, int(kind.max()) + 1
+    """(classes, L + 1) how often integers (directions, tokens) of each class have an absolute value."""
+    size, classes = int(n.abs().max()) + 1, int(kind.max()) + 1
     at = (kind[:, None] * size + n.abs().long()).flatten()
     return torch.bincount(at, minlength=classes * size).reshape(classes, size)
 
@@ -328,14 +339,14 @@ def _rates(n: Tensor, kind: Tensor, counts: Tensor) -> Tensor:
     return rates
 
 
-def _tables(counts: Tensor, classes: int) -> Tensor:
-    """Counts as they are stored: a quarter beyond the largest that was seen, 1 where none was, below 2^15."""
+def _tables(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Limits and tables as they are stored: a quarter beyond the largest that was seen, 1 where none was, below 2^15."""
     seen = ((counts > 0) * torch.arange(counts.shape[-1], device=counts.device)).amax(-1)
     limits = (seen + seen // 4 + 1).clamp_max(LARGEST)
-    places = torch.arange(int(limits.max()) + 1, device=counts.device)
-    scaled = (counts[:classes, : len(places)] * (32767 / counts.amax(-1, keepdim=True).clamp_min(1))[:classes]).round()
-    tables = torch.where(places <= limits[:classes, None], scaled.clamp(1, 32767), 0)
-    return tables.to("cpu", torch.int16)
+    scaled = (counts * (32767 / counts.amax(-1, keepdim=True))).round().clamp(1, 32767)
+    scaled = torch.nn.functional.pad(scaled, (0, int(limits.max()) + 1 - counts.shape[-1]), value=1)
+    inside = torch.arange(scaled.shape[-1], device=counts.device) <= limits[:, None]
+    return limits.to("cpu", torch.int16), scaled[inside].to("cpu", torch.int16)
 
 
 def split_pairs(states: Sequence[Fitted]) -> list[FittedKV]:
