@@ -340,7 +340,7 @@ def _rates(n: Tensor, kind: Tensor, counts: Tensor) -> Tensor:
 
 
 def _tables(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Limits and tables as they are stored: a quarter beyond the largest that was seen, 1 where none was, below 2^15."""
+    """Limits and tables as stored: a quarter beyond the largest that was seen, 1 where none was, below 2^15."""
     seen = ((counts > 0) * torch.arange(counts.shape[-1], device=counts.device)).amax(-1)
     limits = (seen + seen // 4 + 1).clamp_max(LARGEST)
     scaled = (counts * (32767 / counts.amax(-1, keepdim=True))).round().clamp(1, 32767)
