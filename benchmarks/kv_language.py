@@ -5,11 +5,11 @@
     python benchmarks/kv_language.py --texts choosing --codecs transform --no-facts
 
 SmolLM2-135M-Instruct in float32 reads 2,116 tokens of a text exactly; its keys and values, rounded to float16, are the
-exact cache. Then 2,048 of them are compressed, all but 4 sinks and a window of 64, and the next 192 real tokens are read
-in one call. Bits are of everything stored for the coded tokens of one sequence, over their elements, against 16. KL is
-to the exact cache, in nats a prediction; ± is its standard error with texts as the blocks: the deviation of the texts'
-means over the root of their number, since the predictions of one text are not independent. Recall is of planted access
-codes, twelve to a context: an answer counts if all its digits are right. Choose codecs with --texts choosing.
+exact cache. Then 2,048 of them are compressed, all but 4 sinks and a window of 64, and the next 192 real tokens are
+read in one call. Bits are of everything stored for the coded tokens of one sequence, over their elements, against 16.
+KL is to the exact cache, in nats a prediction; ± is its standard error with texts as the blocks: the deviation of the
+texts' means over the root of their number, since the predictions of one text are not independent. Recall is of planted
+access codes, twelve to a context: an answer counts if all its digits are right. Choose codecs with --texts choosing.
 """
 
 import argparse

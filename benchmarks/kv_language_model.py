@@ -44,11 +44,20 @@ def load(layers: int | None = None) -> tuple[Any, Any]:
     file = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
     model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
     if layers is not None:
-        if not 1 <= layers <= model.config.num_hidden_layers:
-            raise ValueError(f"layers must be from 1 to {model.config.num_hidden_layers}, got {layers}")
-        model.model.layers = model.model.layers[:layers]
-        model.config.num_hidden_layers = layers
+        cut(model, layers)
     return model, AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+
+
+def cut(model: Any, layers: int) -> None:
+    """Leaves the first so many layers.
+
+    Raises:
+        ValueError: the model has fewer.
+    """
+    if not 1 <= layers <= model.config.num_hidden_layers:
+        raise ValueError(f"layers must be from 1 to {model.config.num_hidden_layers}, got {layers}")
+    model.model.layers = model.model.layers[:layers]
+    model.config.num_hidden_layers = layers
 
 
 @dataclass(frozen=True)
