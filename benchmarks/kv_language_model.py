@@ -37,7 +37,9 @@ def load(layers: int | None = None) -> tuple[Any, Any]:
             f"the real model needs {' and '.join(lacking())}: `make llm` installs what is missing"
         )
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     spec = find_spec(PACKAGE)  # found, not imported: its code wants an inference engine
     assert spec is not None
     assert spec.submodule_search_locations is not None
@@ -117,7 +119,10 @@ def prefill(model: Any, ids: Tensor, protocol: Protocol) -> Prefix:
 
 @torch.no_grad()
 def logits_after(prefix: Prefix, states: States, ids: Tensor, **options: Tensor) -> Tensor:
-    """Logits (m, vocabulary) after each of the tokens ``ids`` (m,), all in one call, which reads the states."""
+    """Logits (m, vocabulary) after each of the tokens ``ids`` (m,), all in one call, which reads the states.
+
+    ``options`` are for the model's forward pass.
+    """
     from transformers import DynamicCache
 
     cache = DynamicCache(config=prefix.model.config)
@@ -144,8 +149,8 @@ def compared(exact: Tensor, logits: Tensor, targets: Tensor) -> TextFigures:
     for name, tensor in (("exact", exact), ("compressed", logits)):
         if not tensor.isfinite().all():
             raise ValueError(f"logits with the {name} cache must be finite, got NaN or infinity")
-    p, q = exact.double().log_softmax(-1), logits.double().log_softmax(-1)
-    kl = (p.exp() * (p - q)).sum(-1).mean()
+    p, q = exact.log_softmax(-1), logits.log_softmax(-1)
+    kl = (p.exp() * (p - q)).sum(-1, dtype=torch.float64).mean()
     top1 = (exact.argmax(-1) == logits.argmax(-1)).double().mean()
     return TextFigures(float(kl), float(top1), -float(q.gather(-1, targets[:, None]).mean()))
 
@@ -164,7 +169,8 @@ def recalled(prefix: Prefix, states: States, questions: Sequence[Tensor], digits
     seen = (owner[:, None] == owner) & (position[:, None] >= position)
     seen = torch.cat([seen.new_ones(len(owner), start), seen], -1)
     mask = torch.zeros(seen.shape).masked_fill_(~seen, torch.finfo(torch.float32).min)
+    asked = lengths.cumsum(0)[:, None] + torch.arange(-digits, 0)  # (questions, digits), what each digit follows on
     options = {"attention_mask": mask[None, None], "position_ids": (start + position)[None]}
-    said = logits_after(prefix, states, torch.cat(inputs), **options).argmax(-1).split(lengths.tolist())
-    pairs = zip(said, questions, strict=True)
-    return [torch.equal(answer[-digits:], question[-digits:]) for answer, question in pairs]
+    logits = logits_after(prefix, states, torch.cat(inputs), logits_to_keep=asked.flatten(), **options)
+    said = logits.argmax(-1).reshape(asked.shape)
+    return (said == torch.stack([question[-digits:] for question in questions])).all(-1).tolist()
