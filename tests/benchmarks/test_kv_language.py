@@ -9,6 +9,8 @@ from kv_language_rows import rows, spectral, transform, unavailable  # noqa: E40
 from kv_language_texts import FACT_TOPICS, TEXTS, planted, tokens, topic  # noqa: E402
 from rotated_lloyd_max import RotatedLloydMax  # noqa: E402
 
+pytestmark = pytest.mark.xdist_group("language_model")  # which is loaded once
+
 SMALL = Protocol(coded=512, predictions=64)
 
 
