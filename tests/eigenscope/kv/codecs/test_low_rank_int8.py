@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from eigenscope.kv import LowRankInt8
+from eigenscope.kv import LowRankInt8, nbytes, relative_error
 
 
 def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -51,6 +51,28 @@ def test_a_dimension_of_blocks_has_a_basis_each():
     together = through(LowRankInt8(4), blocks)
     alone = torch.stack([through(LowRankInt8(4), block) for block in blocks])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_a_large_common_mean_costs_nothing_once_it_is_removed():
+    X = tokens(2, 3, 60, 32)
+    mean = 100 * torch.randn(2, 3, 1, 32, generator=torch.Generator().manual_seed(1))  # of each block and head
+    plain, centred = (LowRankInt8(8, centred=flag) for flag in (False, True))
+    X = X - X.mean(-2, keepdim=True)
+    without = relative_error(X, through(plain, X), dim=None)
+
+    def error(codec: LowRankInt8) -> torch.Tensor:
+        return (through(codec, X + mean) - mean - X).norm() / X.norm()
+
+    torch.testing.assert_close(error(centred), without, rtol=1e-3, atol=0)
+    assert error(plain) > 2 * without
+
+
+def test_the_mean_is_counted_and_the_reported_form_has_none():
+    X = tokens(2, 3, 60, 32)
+    plain, centred = (codec.encode(X, codec.fit(X)) for codec in (LowRankInt8(8), LowRankInt8(8, centred=True)))
+    assert plain.mean is None
+    assert nbytes(plain) == 2 * 3 * (60 * 8 + 2 * 8 * 32 + 4)
+    assert nbytes(centred) == nbytes(plain) + 2 * 3 * 4 * 32
 
 
 def test_bad_ranks_are_named():
