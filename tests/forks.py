@@ -4,6 +4,7 @@ What a command launches itself, such as Lightning its second rank and ``torchrun
 """
 
 import importlib.util
+import logging
 import os
 import signal
 import sys
@@ -20,8 +21,11 @@ from eigenscope import cli
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def start(command: Sequence[str], folder: Path, printed: Path, variables: Mapping[str, str]) -> int:
-    """``python -m COMMAND`` for ``eigenscope`` and ``torch.distributed.run``: the process, which leads a session."""
+def start(command: Sequence[str], folder: Path, printed: Path | int, variables: Mapping[str, str]) -> int:
+    """``python -m COMMAND`` for ``eigenscope`` and ``torch.distributed.run``: the process, which leads a session.
+
+    ``printed`` is the file that it prints to, or a terminal.
+    """
     module, *args = command
     process = os.fork()
     if process:
@@ -31,16 +35,23 @@ def start(command: Sequence[str], folder: Path, printed: Path, variables: Mappin
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         warnings.simplefilter("ignore")
-        output = os.open(printed, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND)
+        if isinstance(printed, Path):
+            output = os.open(printed, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND)
+        else:
+            output = os.dup2(printed, 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115
+        for logger in logging.root.manager.loggerDict.values():
+            for handler in getattr(logger, "handlers", ()):
+                if type(handler) is logging.StreamHandler:
+                    handler.setStream(sys.stderr)
         os.environ.update({"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": f"{ROOT}:{folder}"})
         os.environ.update(variables)
         os.chdir(folder)
         sys.path.insert(0, str(folder))
         sys.argv = [module, *args]
-        sys.modules["__main__"].__spec__ = importlib.util.find_spec(f"{module}.__main__")  # which Lightning launches
+        sys.modules["__main__"].__spec__ = importlib.util.find_spec("eigenscope.__main__")  # which Lightning launches
         run: Callable[[], object] = cli.script if module == "eigenscope" else torchrun.main
         run()
         code = 0

@@ -248,10 +248,14 @@ class Line:
             content = CONTENT[name]
             wanted += [entry["class_path"] for entry in content.get("trainer", {}).get("callbacks+", ())]
             found += [key for key, value in _scalars(content.get("model", {}), "model")
-                      if not _holds(config, key.split("."), value)]  # fmt: skip
+                      if not self._replaces(key) and not _holds(config, key.split("."), value)]  # fmt: skip
         found += [name for name in wanted if name not in there]
         spoken = "\n".join(line for line in output.splitlines() if line.startswith("warning: "))
         return [key for key in found if key.rpartition(".")[2] not in spoken]
+
+    def _replaces(self, key: str) -> bool:
+        """Whether an option chooses another class than an overlay's, of which the key is, as options are for."""
+        return any(key.startswith(f"{other}.") for other in self.asked)
 
     def is_named(self, sentence: str) -> bool:
         """Whether a sentence names an option or a file of the command line, or says which option would help."""

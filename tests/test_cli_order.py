@@ -65,7 +65,7 @@ def test_a_file_that_says_nothing_of_what_the_experiment_says_may_stand_before_i
         ((DEMO, SMALL), "are whole experiments, each with a model and data of its own"),
         ((CONFIGS / "optimizer/soap.yaml",), "changes parts of an experiment, of which none is given"),
         ((CONFIGS / "cv/align_hand.yaml",), "changes parts of an experiment, of which none is given"),
-        ((DEMO, "--trainer.callbacks+=LearningRateMonitor"), "trainer.callbacks holds LearningRateMonitor twice"),
+        ((DEMO, "--trainer.callbacks+=LearningRateMonitor"), "arguments (--config {} and --trainer.callbacks)"),
         (
             (DEMO, "--model.init_args.optimizer.init_args.betas=[0.9,0.9]", "--model.init_args.optimizer=SGD"),
             "--model.init_args.optimizer.init_args.betas would be dropped: --model.init_args.optimizer after it",

@@ -60,7 +60,10 @@ def by_slurm():
 def run(commands, folder):
     folder.mkdir()
     files = [folder / f"printed{number}" for number in range(len(commands))]
-    started = [forks.start(command, folder, file, variables) for (command, variables), file in zip(commands, files, strict=True)]
+    started = [
+        forks.start(command, folder, file, variables)
+        for (command, variables), file in zip(commands, files, strict=True)
+    ]
     codes = forks.wait(started, TIMEOUT)
     said = [file.read_text() for file in files]
     assert codes == [0] * len(commands), "\n".join(said)

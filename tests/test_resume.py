@@ -177,7 +177,9 @@ def test_every_kind_of_experiment_within_an_epoch(fit, experiment):
         assert stop_and_resume(fit, config, [BATCHES + 1])["global_step"] == 2 * BATCHES
 
 
-@pytest.mark.parametrize("experiment", long_unless(["demo_svd"], ["demo_svd", "svae_noise_small", "recall", "vae_plain"]))
+@pytest.mark.parametrize(
+    "experiment", long_unless(["demo_svd"], ["demo_svd", "svae_noise_small", "recall", "vae_plain"])
+)
 def test_soap_at_the_end_of_an_epoch_and_within(fit, experiment):
     config, soap = CONFIGS / f"{experiment}.yaml", str(CONFIGS / "optimizer" / "soap.yaml")
     end = stop_and_resume(fit, config, [BATCHES, BATCHES + 2], "--config", soap)

@@ -76,7 +76,9 @@ for _package in Parser.packages:  # importing a package makes its classes known 
 class EigenscopeCLI(GivenConfiguration, LightningCLI):
     """LightningCLI in subclass mode; classes and image size flow from the data to the network."""
 
-    _shipped: ClassVar[dict[tuple[str | None, ...], Any]] = {}  # what files that do not change stand for, once a process
+    _shipped: ClassVar[
+        dict[tuple[str | None, ...], Any]
+    ] = {}  # what files that do not change stand for, once a process
 
     def __init__(self, args: ArgsType = None) -> None:
         self._given = sys.argv[1:] if args is None else cast(list[str], args)

@@ -83,7 +83,7 @@ def covering(experiment: str) -> list[Cell]:
 
 
 def quick(experiment: str) -> list[Cell]:
-    """What of the covering set `make test-all` runs: all of one experiment of each kind, of the others the single precision.
+    """What of the covering set `make test-all` runs: all of one experiment of each kind, of the others 32-true.
 
     On a CPU 16-mixed runs as bf16-mixed, so that a few experiments are enough for it.
     """

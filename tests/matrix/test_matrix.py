@@ -1,4 +1,4 @@
-"""The covering set of the matrix: every experiment, all pairs of choices; with --long every experiment at every precision."""
+"""The covering set of the matrix: every experiment, all pairs of choices; with --long every kind at every precision."""
 
 from itertools import combinations
 
@@ -39,13 +39,13 @@ def groups(ranks):
             yield pytest.param(rest, id=f"{experiment} further", marks=pytest.mark.long)
 
 
-@pytest.mark.parametrize("cells", groups(1))
+@pytest.mark.parametrize("cells", [*groups(1)])
 def test_one_process(cells, runner):
     check(runner, cells)
 
 
 @pytest.mark.xdist_group("ddp")  # one pool for all, with --dist loadgroup
-@pytest.mark.parametrize("cells", groups(2))
+@pytest.mark.parametrize("cells", [*groups(2)])
 def test_two_ranks(cells, runner):
     check(runner, cells)
 
