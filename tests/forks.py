@@ -36,7 +36,7 @@ def start(command: Sequence[str], folder: Path, printed: Path | int, variables: 
         signal.signal(signal.SIGINT, signal.default_int_handler)
         warnings.simplefilter("ignore")
         if isinstance(printed, Path):
-            output = os.open(printed, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND)
+            output = os.open(printed, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         else:
             output = os.dup2(printed, 0)
         os.dup2(output, 1)
