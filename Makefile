@@ -1,5 +1,6 @@
-# Everything a person types: make demo, make test, make matrix, make check, make fuzz, make llm, make bench, make spike.
-.PHONY: demo test matrix check fuzz format llm bench spike clean
+# Everything a person types: make demo, make test, make test-all, make matrix, make check, make fuzz, make llm,
+# make bench, make spike.
+.PHONY: demo test test-all matrix check fuzz format llm bench spike clean
 
 PYTHON := $(shell for candidate in python3.14 python3.13 python3.12 python3; do \
 	$$candidate -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 12))' 2>/dev/null \
@@ -14,9 +15,12 @@ demo: .venv/ready
 	@echo "  $(BIN)/eigenscope fit --config configs/deit_svd.yaml   # the real thing: downloads CIFAR-100, wants a GPU"
 
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup $(LONG)
 
-matrix: .venv/ready # goes on where it was interrupted; SETS=--covering runs the part that the tests run, in minutes
+test-all: # what make test runs, and what repeats a kind of test at greater breadth
+	$(MAKE) test LONG=--long
+
+matrix: .venv/ready # goes on where it was interrupted; SETS=--covering runs the part that make test-all runs, in minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.matrix $(SETS)
 
 check: .venv/ready

@@ -13,17 +13,19 @@ access codes, twelve to a context: an answer counts if all its digits are right.
 """
 
 import argparse
+import functools
 import re
 import statistics
 from collections import defaultdict
 
 import torch
 from kv_language_model import Protocol, TextFigures, compared, load, logits_after, prefill, recalled
-from kv_language_rows import Row, rows, unavailable
+from kv_language_rows import Row, prompt_sensitivities, rows, unavailable
 from kv_language_texts import FACT_TOPICS, TEXTS, Purpose, planted, tokens
 from timing import machine
 from tqdm import tqdm
 
+from eigenscope.kv import Sensitivities
 from eigenscope.text import text_table
 
 FACT_SEED = 0
@@ -94,15 +96,25 @@ def main() -> None:
     parser.add_argument("--codecs", default="", metavar="PATTERN", help="only rows in whose name this is found (regex)")
     parser.add_argument("--layers", type=int, metavar="N", help="cut the model after its first N layers")
     options = parser.parse_args()
-    named = {name: row for name, row in rows().items() if re.search(options.codecs, name)}
+    protocol = Protocol()
+
+    @functools.cache
+    def of_choosing_texts(layers: int | None) -> Sensitivities:
+        model, tokenizer = load(layers)
+        found = []
+        for name, read in tqdm(TEXTS["choosing"].items(), unit="text", desc="sensitivities of the model"):
+            found.append(prompt_sensitivities(prefill(model, tokens(tokenizer, name, read(), protocol.prefix), protocol)))
+        return Sensitivities.mean(found, "texts for choosing")
+
+    known = rows(lambda prefix: of_choosing_texts(options.layers))
+    named = {name: row for name, row in known.items() if re.search(options.codecs, name)}
     if not named:
-        parser.error(f"--codecs must be found in one of {', '.join(rows())}, got {options.codecs!r}")
+        parser.error(f"--codecs must be found in one of {', '.join(known)}, got {options.codecs!r}")
     for start, reason in unavailable().items():
         left_out = [name for name in named if name.startswith(start)]
         for name in left_out:
             print(f"left out: {name}, since {reason}")
             del named[name]
-    protocol = Protocol()
     results = measure(named, options.texts, facts=options.facts, layers=options.layers, protocol=protocol)
     answers = len(next(iter(results.values())).answers)
     print(

@@ -6,15 +6,29 @@ that is measured. To add a way of making a ``SpectralCache``, hand it to :func:`
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 
 import torch
 from kv_language_model import Compressed, Prefix
 from rotated_lloyd_max import RotatedLloydMax
 
-from eigenscope.kv import Codec, Exact, KVCodec, LowRankInt8, SpectralCache, TransformCodec, UniformInt
+from eigenscope.kv import (
+    Codec,
+    Exact,
+    KVCodec,
+    LowRankInt8,
+    Sensitivities,
+    SpectralCache,
+    TransformCodec,
+    UniformInt,
+    measure_sensitivities,
+)
+from eigenscope.kv.cache.measured_sensitivities import PREDICTIONS
+from eigenscope.kv.cache.unrotated_keys import UnrotatedKeys
 
 Row = Callable[[Prefix], Compressed]
 BLOCK = 512
+BUDGETS = (4.15, 3.15, 2.65, 2.25, 1.9)
 
 
 def through_cache(fresh: Callable[[Prefix], SpectralCache], prefix: Prefix) -> Compressed:
@@ -40,6 +54,25 @@ def spectral(codec: Codec | KVCodec) -> Row:
     def fresh(prefix: Prefix) -> SpectralCache:
         ends = {"sinks": prefix.protocol.sinks, "window": prefix.protocol.window}
         return SpectralCache(prefix.model.config, codec, **ends, block=BLOCK)
+
+    return partial(through_cache, fresh)
+
+
+def prompt_sensitivities(prefix: Prefix) -> Sensitivities:
+    """Those of the last tokens of a prompt, as ``spectral_cache`` measures them."""
+    model, states = prefix.model, [[side[:, :, :-PREDICTIONS].float() for side in pair] for pair in prefix.states]
+    inputs, frame = {"input_ids": prefix.ids[:, -PREDICTIONS:]}, UnrotatedKeys(model.config)
+    return measure_sensitivities(model, inputs, *zip(*states, strict=True), frame, sinks=prefix.protocol.sinks)
+
+
+def pooled(bits: float, entropy_coded: bool, sensitivities: Callable[[Prefix], Sensitivities] | None) -> Row:
+    """One budget for the whole cache."""
+
+    def fresh(prefix: Prefix) -> SpectralCache:
+        given = None if sensitivities is None else sensitivities(prefix)
+        ends = {"sinks": prefix.protocol.sinks, "window": prefix.protocol.window, "block": BLOCK}
+        config = prefix.model.config
+        return SpectralCache(config, bits=bits, sensitivities=given, entropy_coded=entropy_coded, **ends)
 
     return partial(through_cache, fresh)
 
@@ -70,8 +103,12 @@ def transform(keys: float, values: float) -> KVCodec:
     return KVCodec(*(TransformCodec(bits_per_element=bits, tokens=4096) for bits in (keys, values)))
 
 
-def rows() -> dict[str, Row]:
-    """Rows by name; where two numbers are given the first is of keys."""
+def rows(of_model: Callable[[Prefix], Sensitivities]) -> dict[str, Row]:
+    """Rows by name; where two numbers are given the first is of keys.
+
+    Args:
+        of_model: sensitivities of the model, measured on other texts.
+    """
     codecs: dict[str, Codec | KVCodec] = {"exact": Exact()}
     codecs |= {f"integers of {bits} bits per token": UniformInt(bits) for bits in (4, 3, 2)}
     for bits, group in ((4, 64), (3, 64), (2, 64), (2, 32)):
@@ -84,6 +121,10 @@ def rows() -> dict[str, Row]:
     for keys, values in ((4, 4), (3, 3), (3, 2), (2, 3), (2, 2), (1.75, 1.75)):
         codecs[f"transform {keys:g}/{values:g}"] = transform(keys, values)
     named = {name: spectral(codec) for name, codec in codecs.items()}
+    sources = {"model": of_model, "prompt": prompt_sensitivities, "factors": None}
+    for entropy_coded, (source, sensitivities), bits in product((False, True), sources.items(), BUDGETS):
+        name = f"one budget, {bits} bits, {source}{', entropy coded' if entropy_coded else ''}"
+        named[name] = pooled(bits, entropy_coded, sensitivities)
     named |= {f"transformers' quanto, {b} bits, groups of {g}": partial(quanto, b, g) for b, g in ((4, 64), (2, 64))}
     return named
 

@@ -21,15 +21,25 @@ settings.register_profile(
 settings.load_profile("suite")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also what repeats a kind of test at greater breadth")
+
+
 def pytest_configure() -> None:
     """Gives SIGINT its usual effect back, which a background job of a shell and ``nohup`` start with it ignored."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begins with the tests that one process of pytest runs one after another: the others fill its neighbours."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begins with the tests that one process of pytest runs one after another: the others fill its neighbours.
+
+    Those marked ``long`` are deselected without ``--long``.
+    """
     items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    if not config.getoption("--long"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
 
 
 @pytest.fixture(autouse=True)

@@ -60,58 +60,58 @@ SMALL_TRAINER = {
 }
 
 VALUES: dict[str, list[Any]] = {
-    "seed_everything": [0, 1, -1, 2**32 - 1, 2**32, True, False],
+    "seed_everything": [0, 1, 2**32 - 1, True, False],
     "finite_guard.policy": ["stop", "skip"],
-    "finite_guard.max_skipped": [1, 3, 0],
-    "trainer.accelerator": ["cpu", "auto", "gpu", "tpu", "mps"],
-    "trainer.accumulate_grad_batches": [1, 2, 1000, 0, -1],
+    "finite_guard.max_skipped": [1, 3],
+    "trainer.accelerator": ["cpu", "auto"],
+    "trainer.accumulate_grad_batches": [1, 2, 1000],
     "trainer.barebones": [False, True],
     "trainer.benchmark": [True, None],
     "trainer.callbacks": [[], None],
-    "trainer.check_val_every_n_epoch": [1, 2, 0, -1, None],
+    "trainer.check_val_every_n_epoch": [1, 2],
     "trainer.default_root_dir": [".", "elsewhere"],
     "trainer.detect_anomaly": [True],
     "trainer.deterministic": [True, "warn"],
-    "trainer.devices": [1, "1", "auto", [0], 0, "0"],
+    "trainer.devices": [1, "1", "auto"],
     "trainer.enable_checkpointing": [True, False],
     "trainer.enable_progress_bar": [True],
-    "trainer.fast_dev_run": [True, 1, 0, -1],
+    "trainer.fast_dev_run": [True, 1, 2, 0],
     "trainer.gradient_clip_algorithm": ["norm", "value"],
-    "trainer.gradient_clip_val": [0, 0.5, 1e-30, None, -1, float("inf"), float("nan")],
+    "trainer.gradient_clip_val": [0, 0.5, 1e-30, None],
     "trainer.inference_mode": [False],
-    "trainer.limit_train_batches": [0, 1, 0.5, 1.0, 2, -1, 0.01],
-    "trainer.limit_val_batches": [0, 1, 1.0, 0.01],
-    "trainer.log_every_n_steps": [0, 1, 1000, -1],
+    "trainer.limit_train_batches": [1, 0.5, 1.0, 2],
+    "trainer.limit_val_batches": [0, 1, 1.0],
+    "trainer.log_every_n_steps": [0, 1, 1000],
     "trainer.logger": [True, False, None, "CSVLogger", "TensorBoardLogger"],
-    "trainer.max_epochs": [0, 1, 2, -2],
-    "trainer.max_steps": [0, 1, 3, -1, -2],
-    "trainer.max_time": ["00:00:00:30", "00:00:00:00"],
+    "trainer.max_epochs": [1, 2],
+    "trainer.max_steps": [1, 3, -1],
+    "trainer.max_time": ["00:00:00:30"],
     "trainer.min_epochs": [0, 1, 3],
     "trainer.min_steps": [0, 2, 1000],
-    "trainer.num_nodes": [1, 0],
-    "trainer.num_sanity_val_steps": [0, 1, -1, -2],
+    "trainer.num_nodes": [1],
+    "trainer.num_sanity_val_steps": [0, 1, -1],
     "trainer.overfit_batches": [0, 1, 0.5, 1.0],
     "trainer.plugins": [[], None],
-    "trainer.precision": ["32-true", "bf16-mixed", "bf16-true", "64-true", "16-mixed", "16-true", "bf16", "16", 64],
+    "trainer.precision": ["32-true", "bf16-mixed", "bf16-true", "64-true", "bf16", 64],
     "trainer.profiler": ["simple", "advanced", None],
-    "trainer.reload_dataloaders_every_n_epochs": [0, 1, -1],
-    "trainer.strategy": ["auto", "single_device", "ddp", "fsdp"],
+    "trainer.reload_dataloaders_every_n_epochs": [0, 1],
+    "trainer.strategy": ["auto", "single_device", "ddp"],
     "trainer.sync_batchnorm": [True],
     "trainer.use_distributed_sampler": [False],
-    "trainer.val_check_interval": [1, 1.0, 0.5, 2, 0, 0.0, 100],
-    f"{DATA}.batch_size": [1, 3, 0, -1, 10**6],
-    f"{DATA}.num_workers": [0, 1, "auto", -1],
-    f"{DATA}.image_size": [8, 32, 7, 1, 0],
-    f"{NET}.num_classes": [100, 5],
-    f"{NET}.patch_size": [2, 4, 5, 0],
-    f"{NET}.dropout": [0.0, 0.5, 1.0, -0.1],
-    f"{NET}.depth": [1, 0],
-    f"{NET}.hidden": [8, 0, -1],
-    f"{OPTIMIZER}.init_args.lr": [0.0, 1e-30, 1e-3, 1e20, -1.0, float("nan"), float("inf")],
-    f"{OPTIMIZER}.init_args.weight_decay": [0.0, 0.1, 1e20, -1.0],
-    f"{OPTIMIZER}.init_args.betas": [[0.0, 0.0], [0.9, 0.999], [1.0, 1.0], [-1.0, 0.5]],
-    f"{OPTIMIZER}.init_args.eps": [0.0, 1e-8, -1.0],
-    OPTIMIZER: ["torch.optim.SGD", "torch.optim.RMSprop", "torch.optim.LBFGS", "torch.optim.Adadelta"],
+    "trainer.val_check_interval": [1, 1.0, 0.5, 2],
+    f"{DATA}.batch_size": [1, 3, 16],
+    f"{DATA}.num_workers": [0, 1, "auto"],
+    f"{DATA}.image_size": [8, 32],
+    f"{NET}.num_classes": [100],
+    f"{NET}.patch_size": [2, 4],
+    f"{NET}.dropout": [0.0, 0.5],
+    f"{NET}.depth": [1, 2],
+    f"{NET}.hidden": [8, 16],
+    f"{OPTIMIZER}.init_args.lr": [0.0, 1e-30, 1e-3],
+    f"{OPTIMIZER}.init_args.weight_decay": [0.0, 0.1],
+    f"{OPTIMIZER}.init_args.betas": [[0.0, 0.0], [0.9, 0.999]],
+    f"{OPTIMIZER}.init_args.eps": [0.0, 1e-8],
+    OPTIMIZER: ["torch.optim.SGD", "torch.optim.RMSprop", "torch.optim.Adadelta"],
     "model.init_args.lr_scheduler": [
         None,
         "eigenscope.optim.CosineAnnealingLR",
@@ -119,16 +119,49 @@ VALUES: dict[str, list[Any]] = {
         "lightning.pytorch.cli.ReduceLROnPlateau",
     ],
     "model.init_args.lr_interval": ["epoch", "step"],
-    "model.init_args.label_smoothing": [0.0, 0.5, 1.0, -0.1],
+    "model.init_args.label_smoothing": [0.0, 0.5, 1.0],
+}
+#: Values that few experiments can run with, or none: of the right type, at or beyond the edge of what is allowed.
+EDGES: dict[str, list[Any]] = {
+    "seed_everything": [-1, 2**32],
+    "finite_guard.max_skipped": [0],
+    "trainer.accelerator": ["gpu", "tpu", "mps"],
+    "trainer.accumulate_grad_batches": [0, -1],
+    "trainer.check_val_every_n_epoch": [0, -1, None],
+    "trainer.devices": [[0], 0, "0"],
+    "trainer.fast_dev_run": [-1],
+    "trainer.gradient_clip_val": [-1, float("inf"), float("nan")],
+    "trainer.limit_train_batches": [0, -1, 0.01],
+    "trainer.limit_val_batches": [0.01],
+    "trainer.log_every_n_steps": [-1],
+    "trainer.max_epochs": [0, -2],
+    "trainer.max_steps": [0, -2],
+    "trainer.max_time": ["00:00:00:00"],
+    "trainer.num_nodes": [0],
+    "trainer.num_sanity_val_steps": [-2],
+    "trainer.precision": ["16-mixed", "16-true", "16"],
+    "trainer.reload_dataloaders_every_n_epochs": [-1],
+    "trainer.strategy": ["fsdp"],
+    "trainer.val_check_interval": [0, 0.0, 100],
+    f"{DATA}.batch_size": [0, -1, 10**6],
+    f"{DATA}.num_workers": [-1],
+    f"{DATA}.image_size": [7, 1, 0],
+    f"{NET}.num_classes": [5],
+    f"{NET}.patch_size": [5, 0],
+    f"{NET}.dropout": [1.0, -0.1],
+    f"{NET}.depth": [0],
+    f"{NET}.hidden": [0, -1],
+    f"{OPTIMIZER}.init_args.lr": [1e20, -1.0, float("nan"), float("inf")],
+    f"{OPTIMIZER}.init_args.weight_decay": [1e20, -1.0],
+    f"{OPTIMIZER}.init_args.betas": [[1.0, 1.0], [-1.0, 0.5]],
+    f"{OPTIMIZER}.init_args.eps": [-1.0],
+    OPTIMIZER: ["torch.optim.LBFGS"],
+    "model.init_args.label_smoothing": [-0.1],
     "ckpt_path": ["nowhere.ckpt", "."],
     "warm_start": ["nowhere.safetensors", "."],
 }
 CALLBACKS: list[tuple[str, dict[str, Any]]] = [
     ("EarlyStopping", {"monitor": "val/loss"}),
-    ("EarlyStopping", {"monitor": "val/los"}),
-    ("EarlyStopping", {"monitor": "train/loss", "patience": -1}),
-    ("ModelCheckpoint", {"monitor": "val/acc", "save_top_k": -2}),
-    ("ModelCheckpoint", {"monitor": "val/mse", "mode": "min"}),
     ("ModelCheckpoint", {"every_n_train_steps": 1, "save_top_k": -1}),
     ("LearningRateMonitor", {}),
     ("LearningRateMonitor", {"logging_interval": "step"}),
@@ -146,6 +179,12 @@ CALLBACKS: list[tuple[str, dict[str, Any]]] = [
     ("GradientAccumulationScheduler", {"scheduling": {0: 2}}),
     ("Timer", {"duration": "00:00:01:00"}),
     ("ThroughputMonitor", {}),
+]
+BAD_CALLBACKS: list[tuple[str, dict[str, Any]]] = [
+    ("EarlyStopping", {"monitor": "val/los"}),
+    ("EarlyStopping", {"monitor": "train/loss", "patience": -1}),
+    ("ModelCheckpoint", {"monitor": "val/acc", "save_top_k": -2}),
+    ("ModelCheckpoint", {"monitor": "val/mse", "mode": "min"}),
 ]
 
 
@@ -209,16 +248,20 @@ class Line:
             content = CONTENT[name]
             wanted += [entry["class_path"] for entry in content.get("trainer", {}).get("callbacks+", ())]
             found += [key for key, value in _scalars(content.get("model", {}), "model")
-                      if not _holds(config, key.split("."), value)]  # fmt: skip
+                      if not self._replaces(key) and not _holds(config, key.split("."), value)]  # fmt: skip
         found += [name for name in wanted if name not in there]
         spoken = "\n".join(line for line in output.splitlines() if line.startswith("warning: "))
         return [key for key in found if key.rpartition(".")[2] not in spoken]
 
+    def _replaces(self, key: str) -> bool:
+        """Whether an option chooses another class than an overlay's, of which the key is, as options are for."""
+        return any(key.startswith(f"{other}.") for other in self.asked)
+
     def is_named(self, sentence: str) -> bool:
-        """Whether a sentence names something that the command line or its experiment holds."""
-        parts = {part for key in VALUES for part in key.split(".")} - {"model", "data", "init_args"} | {self.args[0]}
-        words = set(re.findall(r"\w+", sentence))
-        return bool(words & (parts | {name for name, _ in CALLBACKS})) or "--" in sentence or ".yaml" in sentence
+        """Whether a sentence names an option or a file of the command line, or says which option would help."""
+        asked = {key.rpartition(".")[2] for key in self.asked} | {*self.added, self.args[0]}
+        options = re.findall(r"--(\w+)", sentence)
+        return bool(asked & set(re.findall(r"\w+", sentence)) or options or re.search(r"\w+\.yaml", sentence))
 
 
 def draw(seed: int, number: int) -> Line:
@@ -227,9 +270,12 @@ def draw(seed: int, number: int) -> Line:
     experiment = chance.choice(EXPERIMENTS)
     content = CONTENT[experiment]
     line = Line([], overlays=[])
-    line.asked = {
-        key: chance.choice(VALUES[key]) for key in chance.sample(_fitting(content), chance.choice((0, 1, 1, 2, 3)))
-    }
+    values, callbacks = VALUES, CALLBACKS
+    if chance.random() < 0.3:
+        values = {key: VALUES.get(key, []) + EDGES.get(key, []) for key in dict.fromkeys([*VALUES, *EDGES])}
+        callbacks = CALLBACKS + BAD_CALLBACKS
+    fitting = _fitting(values, content)
+    line.asked = {key: chance.choice(values[key]) for key in chance.sample(fitting, chance.choice((0, 1, 1, 2, 3)))}
     if OPTIMIZER in line.asked:
         line.asked = {key: value for key, value in line.asked.items() if not key.startswith(f"{OPTIMIZER}.")}
     groups = [[*_config(chance, str(FILES[experiment]))]]
@@ -242,7 +288,7 @@ def draw(seed: int, number: int) -> Line:
         groups += [_option(chance, other, value) for other, value in line.asked.items() if other != key]
     else:
         groups += [_option(chance, key, value) for key, value in line.asked.items()]
-    for name, arguments in chance.sample(CALLBACKS, chance.choice((0, 0, 0, 1, 2))):
+    for name, arguments in chance.sample(callbacks, chance.choice((0, 0, 0, 1, 2))):
         options = (_option(chance, f"trainer.callbacks.init_args.{key}", value) for key, value in arguments.items())
         groups.append([f"--trainer.callbacks+={name}", *(part for option in options for part in option)])
         line.added.append(name)
@@ -254,10 +300,19 @@ def draw(seed: int, number: int) -> Line:
     return line
 
 
-def _fitting(content: dict[str, Any]) -> list[str]:
-    """The keys whose class has such an argument, as far as the experiment says; some others as well."""
-    net = content["model"]["init_args"]["net"]["init_args"]
-    return [key for key in VALUES if not key.startswith(NET) or key.rpartition(".")[2] in (*net, "num_classes")]
+def _fitting(values: dict[str, list[Any]], content: dict[str, Any]) -> list[str]:
+    """The keys whose class has such an argument, as far as the experiment says."""
+    found = []
+    for key in values:
+        *parts, last = key.split(".")
+        if parts and parts[0] in ("model", "data"):
+            arguments: Any = content
+            for part in parts:
+                arguments = arguments.get(part, {}) if isinstance(arguments, dict) else {}
+            if last not in arguments:
+                continue
+        found.append(key)
+    return found
 
 
 def _small(content: dict[str, Any]) -> Iterator[tuple[str, Any]]:

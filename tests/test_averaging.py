@@ -370,7 +370,7 @@ def on_two_ranks(folder, kind, stop):
 
 
 @pytest.mark.parametrize("trial", range(max(1, TRIALS - 1)))
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["ema", pytest.param("swa", marks=pytest.mark.long)])
 def test_on_two_ranks_at_random_steps(kind, trial, tmp_path, two_ranks):
     stop = random.Random(f"{kind} {trial} ranks").randrange(1, STEPS * (EPOCHS - 1))
     assert [outcome.value for outcome in two_ranks.run(on_two_ranks, str(tmp_path), kind, stop)] == [[], []]

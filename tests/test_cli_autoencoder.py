@@ -150,6 +150,7 @@ def test_a_checkpoint_of_the_autoencoder_can_be_used_again(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.long
 def test_a_resumed_autoencoder_ends_as_if_it_had_not_stopped(tmp_path):
     whole = cli.main(svae("--config", CV, "--trainer.max_epochs=2"))
     length = "--model.init_args.lr_scheduler.init_args.T_max=2"  # of the whole run, of which this is a part

@@ -44,7 +44,14 @@ def same(a, b):
     return a == b
 
 
-@pytest.mark.parametrize(("overlay", "precision"), [("soap", "bf16-true"), ("rekls", "32-true"), ("muon", "bf16-true")])
+@pytest.mark.parametrize(
+    ("overlay", "precision"),
+    [
+        pytest.param("soap", "bf16-true", marks=pytest.mark.long),
+        pytest.param("rekls", "32-true", marks=pytest.mark.long),
+        ("muon", "bf16-true"),
+    ],
+)
 def test_a_resumed_run_is_the_uninterrupted_one(overlay, precision, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     more = [f"--trainer.precision={precision}"]

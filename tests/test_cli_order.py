@@ -65,7 +65,7 @@ def test_a_file_that_says_nothing_of_what_the_experiment_says_may_stand_before_i
         ((DEMO, SMALL), "are whole experiments, each with a model and data of its own"),
         ((CONFIGS / "optimizer/soap.yaml",), "changes parts of an experiment, of which none is given"),
         ((CONFIGS / "cv/align_hand.yaml",), "changes parts of an experiment, of which none is given"),
-        ((DEMO, "--trainer.callbacks+=LearningRateMonitor"), "trainer.callbacks holds LearningRateMonitor twice"),
+        ((DEMO, "--trainer.callbacks+=LearningRateMonitor"), f"arguments (--config {DEMO} and --trainer.callbacks)"),
         (
             (DEMO, "--model.init_args.optimizer.init_args.betas=[0.9,0.9]", "--model.init_args.optimizer=SGD"),
             "--model.init_args.optimizer.init_args.betas would be dropped: --model.init_args.optimizer after it",
@@ -85,6 +85,8 @@ def test_a_list_that_another_file_replaces_is_refused_after_an_overlay_and_said_
     for replacing in (mine, "--trainer.callbacks=EpochTable"):
         (line,) = said_of_order(sources(given(DEMO, replacing), "fit"))
         assert "so that Scoreboard, LearningRateMonitor, ModelCheckpoint and ResumeCheckpoint are left out" in line
+    lines = said_of_order(sources(given(DEMO, CONFIGS / "callbacks/kv_check.yaml", "--trainer.callbacks=null"), "fit"))
+    assert ["KVCacheCompression is left out" in line for line in lines] == [False, True]
     assert not said_of_order(sources(given(DEMO, "--trainer.callbacks+=EpochTable", "--trainer.max_epochs=3"), "fit"))
 
 

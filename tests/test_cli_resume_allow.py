@@ -127,7 +127,7 @@ def begun(runs, tmp_path, monkeypatch):
     [
         (["own_callbacks.Hello"], "Hello added (its class does not state affects_training)"),
         (["own_callbacks.Table"], "Table added"),
-        (EARLY, "EarlyStopping added (its class does not state affects_training)"),
+        pytest.param(EARLY, "EarlyStopping added (its class does not state affects_training)", marks=pytest.mark.long),
     ],
     ids=["own", "subclass", "EarlyStopping"],
 )
@@ -153,8 +153,8 @@ def test_a_run_that_early_stopping_has_ended_goes_on_without_it(begun):
     assert resume().trainer.global_step == 12
 
 
-def test_an_own_callback_that_affects_training_must_stay(begun):
-    """In a process that has not loaded its class: the checkpoint says that it affected the training."""
+def test_an_own_callback_that_affects_training_must_stay(begun, capsys):
+    """In a process that has not loaded its class too: the checkpoint says that it affected the training."""
     begun()
     assert "Doubler: checkpoint absent, now own_callbacks.Doubler" in refusal(
         "--trainer.callbacks+=own_callbacks.Doubler"
@@ -167,10 +167,10 @@ def test_an_own_callback_that_affects_training_must_stay(begun):
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "trainer.callbacks.Doubler: checkpoint own_callbacks.Doubler, now absent" in done.stderr
-    command.append("--resume_allow=trainer.callbacks.Doubler")
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Allowed by --resume_allow: trainer.callbacks.Doubler: checkpoint own_callbacks.Doubler, now" in done.stdout
+    capsys.readouterr()
+    resume(allow=["trainer.callbacks.Doubler"])
+    said = capsys.readouterr().out
+    assert "Allowed by --resume_allow: trainer.callbacks.Doubler: checkpoint own_callbacks.Doubler, now" in said
 
 
 def test_what_is_not_allowed_is_still_refused(begun):

@@ -104,7 +104,12 @@ def test_an_optimizer_overlay_keeps_the_rate_and_the_decay_and_nothing_else(over
 
 @pytest.mark.parametrize(
     ("overlay", "name", "matrices"),
-    [("soap", "demo_svd", 16), ("rekls", "svae_noise_small", 13), ("muon", "vae_plain", 12), ("muon", "demo", 16)],
+    [
+        ("soap", "demo_svd", 16),
+        ("rekls", "svae_noise_small", 13),
+        ("muon", "vae_plain", 12),
+        pytest.param("muon", "demo", 16, marks=pytest.mark.long),
+    ],
 )
 def test_an_optimizer_overlay_runs(overlay, name, matrices, fit):
     path = ROOT / "configs" / f"{name}.yaml"

@@ -83,6 +83,7 @@ ARGUMENTS = {
         "--data.init_args.task.queries=8",
     ],
 }
+LONG = ("vae_noise", "batteries_small")
 
 
 def fit(name, arguments):
@@ -127,7 +128,9 @@ def _named(name, message):
     return f"{name}: {message}"
 
 
-@pytest.mark.parametrize("name", ARGUMENTS)
+@pytest.mark.parametrize(
+    "name", ["demo_svd", "svae_noise_small", "recall", *(pytest.param(name, marks=pytest.mark.long) for name in LONG)]
+)
 def test_two_ranks_equal_one_at_the_same_global_batch(name, tmp_path, monkeypatch, two_ranks):
     one, two, printed = fit_both(name, tmp_path, monkeypatch, two_ranks)
     optimizer_steps = one["global_step"]

@@ -1,10 +1,6 @@
 """Two ranks started as people start them: by Lightning, as two nodes of torchrun, by SLURM."""
 
-import os
 import runpy
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +8,7 @@ import torch
 
 from eigenscope import cli
 from eigenscope.results import read_scoreboard
+from tests import forks
 
 ROOT = Path(__file__).parents[1]
 free_port = runpy.run_path(str(Path(__file__).with_name("ddp_pool.py")))["free_port"]
@@ -35,11 +32,11 @@ ARGUMENTS = [
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
 ]
-CLI = [sys.executable, "-W", "ignore", "-m", "eigenscope", "fit", *ARGUMENTS, "--trainer.strategy=ddp"]
+CLI = ["eigenscope", "fit", *ARGUMENTS, "--trainer.strategy=ddp"]
 
 
 def torchrun(*options):
-    return [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", *options, "-m", *CLI[4:]]
+    return ["torch.distributed.run", *options, "-m", *CLI]
 
 
 def by_lightning():
@@ -60,27 +57,15 @@ def by_slurm():
     return [([*CLI, "--trainer.devices=2"], {name: str(value) for name, value in task.items()}) for task in tasks]
 
 
-def end(processes):
-    """Ends what is left of processes that each lead a session, and of what these started."""
-    for process in processes:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
 def run(commands, folder):
     folder.mkdir()
-    started = []
-    try:
-        for number, (command, variables) in enumerate(commands):
-            with (folder / f"printed{number}").open("w") as printed:
-                environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
-                arguments = {"cwd": folder, "env": environment, "stdout": printed, "stderr": subprocess.STDOUT}
-                started.append(subprocess.Popen(command, start_new_session=True, **arguments))
-        codes = [process.wait(TIMEOUT) for process in started]
-    finally:
-        end(started)
-    said = [(folder / f"printed{number}").read_text() for number in range(len(commands))]
+    files = [folder / f"printed{number}" for number in range(len(commands))]
+    started = [
+        forks.start(command, folder, file, variables)
+        for (command, variables), file in zip(commands, files, strict=True)
+    ]
+    codes = forks.wait(started, TIMEOUT)
+    said = [file.read_text() for file in files]
     assert codes == [0] * len(commands), "\n".join(said)
     return "".join(said)
 

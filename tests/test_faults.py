@@ -218,7 +218,11 @@ SLURM |= {"SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_PROCID": "0", "SLURM_
 
 @pytest.mark.parametrize(
     ("name", "environment"),
-    [("SIGINT", {}), ("SIGHUP", {}), ("SIGUSR1", SLURM)],  # the last is the one at which Lightning would requeue
+    [
+        ("SIGINT", {}),
+        pytest.param("SIGHUP", {}, marks=pytest.mark.long),
+        ("SIGUSR1", SLURM),
+    ],  # the last is the one at which Lightning would requeue
     ids=["SIGINT", "SIGHUP", "SIGUSR1 under SLURM"],
 )
 def test_a_signal_leaves_a_checkpoint(name, environment, monkeypatch, capfd):

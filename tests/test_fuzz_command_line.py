@@ -26,6 +26,11 @@ def test_what_is_neither_done_nor_said_is_silent():
     assert line.missed(config, "") == ["trainer.max_epochs", "CVLossSchedule"]
     assert line.missed(config, "warning: max_epochs is another, and CVLossSchedule is gone") == []
 
+    line = FUZZ["Line"](["fit"], asked={FUZZ["OPTIMIZER"]: "torch.optim.SGD"}, overlays=["optimizer/adamw"])
+    config = {"model": {"init_args": {"optimizer": {"class_path": "torch.optim.SGD"}}}, "trainer": {"callbacks": []}}
+    assert line.missed(config, "") == []  # the option takes the place of the overlay's optimizer
+    assert line.missed({"model": {}, "trainer": {"callbacks": []}}, "") == [FUZZ["OPTIMIZER"]]
+
 
 def test_a_shell_completes_subcommands_and_options(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -113,7 +113,7 @@ def table(folder):
     ("loggers", "said"),
     [
         (f"[{WANDB}, {MLFLOW}]", "trainer.logger is WandbLogger, MLFlowLogger: without a TensorBoardLogger"),
-        (CSV, "trainer.logger is CSVLogger: without a TensorBoardLogger"),
+        pytest.param(CSV, "trainer.logger is CSVLogger: without a TensorBoardLogger", marks=pytest.mark.long),
         ("false", "trainer.logger is none: without a TensorBoardLogger"),
         (f"[{TENSORBOARD}, {CSV}, {{class_path: own_logger.Lines}}]", None),
     ],

@@ -33,6 +33,20 @@ class Mine(Callback):
         Path("mine").write_text(type(module).__module__)
 """
 CONSOLE_SCRIPT = "import sys; from {module} import {function}; sys.exit({function}())"
+EVERY = """
+import runpy, sys
+from contextlib import suppress
+from pathlib import Path
+
+del sys.path[0]  # the working directory, which a console script does not search first
+sys.argv = {compare}
+with suppress(SystemExit):
+    runpy.run_path(sys.argv[0], run_name="__main__")
+(run,) = Path("runs/compare/demo").glob("seed0-*/")
+for other in ("validate", "test", "predict"):
+    sys.argv = ["eigenscope", other, f"--config={{run}}/config.yaml", f"--ckpt_path={{run}}", "--trainer.logger=false"]
+    runpy.run_module("eigenscope", run_name="__main__")
+"""
 BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, 'build_' + sys.argv[1])(sys.argv[2])"
 
 
@@ -124,17 +138,10 @@ def test_in_a_folder_of_traps_every_subcommand_runs_this_project(site, tmp_path)
     folder = set_traps(tmp_path / "theirs", *names)
     (folder / "configs" / "demo.yaml").write_text("trap: true")
     (folder / "mine.py").write_text(MINE)
-    command = [console_script(site, tmp_path), "compare", "--config", "eigenscope:demo", *TINY]
-    printed = installed([*command, "--trainer.callbacks+=mine.Mine"], site, folder)
+    compare = [console_script(site, tmp_path), "compare", "--config", "eigenscope:demo", *TINY]
+    printed = installed(["-c", EVERY.format(compare=[*compare, "--trainer.callbacks+=mine.Mine"])], site, folder)
     assert "Head-to-head (runs/compare/demo.txt)" in printed
     assert (folder / "mine").read_text() == "eigenscope.lightning_modules.image_classification"
-
-    (run,) = (folder / "runs" / "compare" / "demo").glob("seed0-*/")
-    others = ("validate", "test", "predict")
-    arguments = [f"--config={run / 'config.yaml'}", f"--ckpt_path={run}", "--trainer.logger=false"]
-    each = [["eigenscope", other, *arguments] for other in others]
-    as_module = f"import runpy, sys\nfor sys.argv in {each}:\n    runpy.run_module('eigenscope', run_name='__main__')"
-    printed = installed(["-c", as_module], site, folder)
     assert {"val/acc", "test/acc"} <= set(printed.split())
 
 

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 ADAPTERS = ("eigenscope/adapters", "eigenscope/optim/emerging.py", "eigenscope/kv/cache/hugging_face.py")
 DOCUMENTED = {"_asdict", "_fields", "_make", "_replace", "_exit"}  # of named tuples, and of os
 HELPER = ROOT / "tests" / "hide_private_names.py"
-NAMES = runpy.run_path(str(HELPER))["names"]()
+NAMES, THIRD = (runpy.run_path(str(HELPER))[which]() for which in ("names", "third"))
 QUIET = {  # what is not said: nothing can call the operation; nobody asked for TF32; the worker says it
     "torch _addmm_activation",
     "torch TorchDispatchMode",
@@ -142,10 +142,11 @@ def test_what_does_not_count():
 
 
 @pytest.fixture(scope="session")
-def results(tmp_path_factory):
+def results(tmp_path_factory, pytestconfig):
     folder = tmp_path_factory.mktemp("names")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", str(HELPER), str(folder)]
+    command += [] if pytestconfig.getoption("--long") else ["--third"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -163,7 +164,9 @@ def test_with_all_names_help_reads_none_and_a_resumed_run_ends_as_one_that_was_n
     assert [result["stderr"] for result in whole.values() if "note: " in result["stderr"]] == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in THIRD else pytest.mark.long) for name in NAMES]
+)
 def test_without_a_name_the_command_line_works_and_says_what_is_missing(results, name):
     whole, private = results[""], name.partition(" ")[2].strip("<>")
     assert results[name]  # some command line reads it

@@ -15,10 +15,10 @@ from eigenscope.callbacks import NonFiniteError, ResumeCheckpoint, TrainingInter
 from eigenscope.checkpoints import read_checkpoint
 from eigenscope.cli import lightning_cli
 from eigenscope.nn import BatteryArray, BatteryEntry, save_batteries
-from tests.matrix.covering import BASES, one_of_each_kind
+from tests.matrix.covering import BASES, every_class, one_of_each_kind
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-EXPERIMENTS = [CONFIGS / f"{name}.yaml" for name in one_of_each_kind(BASES)]
+KINDS = one_of_each_kind(BASES)
 BATCHES = 3
 SMALL = [
     "--trainer.accelerator=cpu",
@@ -90,8 +90,8 @@ def fit(tmp_path, monkeypatch, make_tree):
         text = config.read_text()
         if config.stem.startswith("deit"):
             args += ["--model.init_args.net.init_args.width=96"]
-        elif "hidden: " in text and config.stem not in HAVE_SIZES and not config.stem.startswith("vae"):
-            args += ["--model.init_args.net.init_args.hidden=32"]
+        elif "hidden: " in text and config.stem not in HAVE_SIZES:
+            args += [f"--model.init_args.net.init_args.hidden={96 if 'decoder' in text else 32}"]
         if config.stem == "vae_implanted":
             entries = [BatteryEntry((k,), 5, {}) for k in range(2)]
             if not Path("batteries.safetensors").exists():
@@ -150,56 +150,65 @@ def assert_equal_ends(whole, resumed):
     assert found == [], found[:10]
 
 
-def stop_and_resume(fit, config, step, *more, **how):
-    whole = fit("whole", config, *more)
-    stopped = fit("stopped", config, *more, stop=step, **how)
-    assert read_checkpoint(stopped)["global_step"] == step
-    resumed = fit("stopped", config, *more, "--ckpt_path", str(stopped))
+def stop_and_resume(fit, config, steps, *more, signum=signal.SIGTERM):
+    """Stops a run after each of the steps, and resumes it each time."""
+    whole, resume = fit("whole", config, *more), []
+    for step in steps:
+        stopped = fit("stopped", config, *more, *resume, stop=step, signum=signum)
+        assert read_checkpoint(stopped)["global_step"] == step
+        resume = ["--ckpt_path", str(stopped)]
+    resumed = fit("stopped", config, *more, *resume)
     assert resumed == stopped
     assert_equal_ends(whole, resumed)
     return read_checkpoint(resumed)
 
 
-def name(path):
-    return path.stem if path.parent == CONFIGS else f"{path.parent.name}-{path.stem}"
+def long_unless(short, known):
+    return [pytest.param(each, marks=() if each in short else pytest.mark.long) for each in known]
 
 
-@pytest.mark.parametrize("config", EXPERIMENTS, ids=name)
-def test_every_kind_of_experiment_within_an_epoch(fit, config):
+@pytest.mark.parametrize("experiment", long_unless(every_class(KINDS), KINDS))
+def test_every_kind_of_experiment_within_an_epoch(fit, experiment):
+    config = CONFIGS / f"{experiment}.yaml"
     if config.parent.name == "spike":
         options = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=54"]
-        assert stop_and_resume(fit, config, 51, *options)["global_step"] == 54
+        assert stop_and_resume(fit, config, [51], *options)["global_step"] == 54
     else:
-        assert stop_and_resume(fit, config, BATCHES + 1)["global_step"] == 2 * BATCHES
+        assert stop_and_resume(fit, config, [BATCHES + 1])["global_step"] == 2 * BATCHES
 
 
-@pytest.mark.parametrize("step", [BATCHES, BATCHES + 2])
-@pytest.mark.parametrize("experiment", ["demo_svd", "svae_noise_small", "recall", "vae_plain"])
-def test_soap_at_the_end_of_an_epoch_and_within(fit, experiment, step):
-    config = CONFIGS / f"{experiment}.yaml"
-    end = stop_and_resume(fit, config, step, "--config", str(CONFIGS / "optimizer" / "soap.yaml"))
+@pytest.mark.parametrize(
+    "experiment", long_unless(["demo_svd"], ["demo_svd", "svae_noise_small", "recall", "vae_plain"])
+)
+def test_soap_at_the_end_of_an_epoch_and_within(fit, experiment):
+    config, soap = CONFIGS / f"{experiment}.yaml", str(CONFIGS / "optimizer" / "soap.yaml")
+    end = stop_and_resume(fit, config, [BATCHES, BATCHES + 2], "--config", soap)
     assert any("L" in state for state in end["optimizer_states"][0]["state"].values())
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        ["--model.init_args.net.init_args.dropout=0.2", "--data.init_args.augmentation=recipe"],
-        ["--data.init_args.num_workers=1", "--model.init_args.net.init_args.dropout=0.2"],
-        ["--trainer.accumulate_grad_batches=2", "--trainer.limit_train_batches=8"],
-        ["--trainer.check_val_every_n_epoch=2", "--trainer.max_epochs=4"],
-        ["--trainer.val_check_interval=2", "--trainer.limit_train_batches=4"],
-        ["--trainer.max_steps=7", "--trainer.max_epochs=-1"],
+        [
+            *("--model.init_args.net.init_args.dropout=0.2", "--data.init_args.augmentation=recipe"),
+            *("--trainer.val_check_interval=2", "--trainer.limit_train_batches=4"),
+        ],
+        [
+            *("--model.init_args.net.init_args.dropout=0.2", "--data.init_args.num_workers=1"),
+            *("--trainer.max_steps=7", "--trainer.max_epochs=-1"),
+        ],
+        [
+            *("--trainer.accumulate_grad_batches=2", "--trainer.limit_train_batches=6"),
+            *("--trainer.check_val_every_n_epoch=2", "--trainer.max_epochs=4"),
+        ],
     ],
-    ids=["dropout", "worker", "accumulated", "rarely validated", "often validated", "steps"],
+    ids=["dropout, often validated", "worker, steps", "accumulated, rarely validated"],
 )
-@pytest.mark.parametrize("step", [2, 4])
-def test_the_demo_whatever_its_options(fit, options, step):
-    stop_and_resume(fit, CONFIGS / "demo.yaml", step, *options)
+def test_the_demo_whatever_its_options(fit, options):
+    stop_and_resume(fit, CONFIGS / "demo.yaml", [2, 4], *options)
 
 
-@pytest.mark.parametrize("options", [[], ["--trainer.accumulate_grad_batches=2"]], ids=["", "accumulated"])
-@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize(("batch", "options"), [(1, []), (8, ["--trainer.accumulate_grad_batches=2"])])
 def test_the_last_good_checkpoint(fit, options, batch):
     config = CONFIGS / "demo.yaml"
     more = [*options, "--model.init_args.net.init_args.dropout=0.2", "--trainer.limit_train_batches=6"]
@@ -210,14 +219,8 @@ def test_the_last_good_checkpoint(fit, options, batch):
     assert_equal_ends(whole, fit("stopped", config, *more, "--ckpt_path", str(good)))
 
 
-@pytest.mark.parametrize("experiment", ["demo", "svae_noise_small"])
-def test_twice_and_after_an_epoch(fit, experiment):
-    config = CONFIGS / f"{experiment}.yaml"
-    whole = fit("whole", config)
-    last = fit("stopped", config, stop=1, signum=signal.SIGINT)
-    last = fit("stopped", config, "--ckpt_path", str(last), stop=BATCHES)
-    last = fit("stopped", config, "--ckpt_path", str(last), stop=BATCHES + 1)
-    assert_equal_ends(whole, fit("stopped", config, "--ckpt_path", str(last)))
+def test_thrice_and_after_an_epoch(fit):
+    stop_and_resume(fit, CONFIGS / "demo.yaml", [1, BATCHES, BATCHES + 1], signum=signal.SIGINT)
 
 
 def test_a_signal_that_is_ignored_stays_ignored(fit):
@@ -230,7 +233,7 @@ def test_a_signal_that_is_ignored_stays_ignored(fit):
 
 
 def test_a_finished_run_goes_on_for_longer(fit):
-    config, schedule = CONFIGS / "svae_noise_small.yaml", "--model.init_args.lr_scheduler=null"
+    config, schedule = CONFIGS / "demo.yaml", "--model.init_args.lr_scheduler=null"
     whole = fit("whole", config, schedule, "--trainer.max_epochs=3")
     done = fit("done", config, schedule, "--trainer.max_epochs=2")
     longer = fit("done", config, schedule, "--trainer.max_epochs=3", "--ckpt_path", str(done))
@@ -238,21 +241,21 @@ def test_a_finished_run_goes_on_for_longer(fit):
     assert found == [], found[:10]
 
 
-@pytest.mark.parametrize("damage", ["cut short", "gone"])
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(fit, damage, capsys):
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(fit, capsys):
     config = CONFIGS / "demo.yaml"
     whole = fit("whole", config)
-    last = fit("stopped", config, stop=BATCHES + 1)
-    if damage == "gone":
-        last.unlink()
-    else:
-        last.write_bytes(last.read_bytes()[:5000])
-    capsys.readouterr()
-    resumed = fit("stopped", config, "--ckpt_path", str(last))
-    printed = capsys.readouterr().out
-    assert f"checkpoint {last} is " in printed
-    assert "last.previous.ckpt" in printed
-    assert_equal_ends(whole, resumed)
+    for folder, damage in (("stopped", "cut short"), ("killed", "gone")):
+        last = fit(folder, config, stop=BATCHES + 1)
+        if damage == "gone":
+            last.unlink()
+        else:
+            last.write_bytes(last.read_bytes()[:5000])
+        capsys.readouterr()
+        resumed = fit(folder, config, "--ckpt_path", str(last))
+        printed = capsys.readouterr().out
+        assert f"checkpoint {last} is " in printed
+        assert "last.previous.ckpt" in printed
+        assert_equal_ends(whole, resumed)
 
 
 def test_a_bad_number_of_steps_is_refused():

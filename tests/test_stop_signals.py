@@ -2,8 +2,7 @@
 
 import os
 import signal
-import subprocess
-import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from eigenscope.callbacks import TrainingInterrupted
 from eigenscope.checkpoints import read_checkpoint
 from eigenscope.cli import lightning_cli
 from eigenscope.results.run_metadata import RunMetadata
+from tests import random_stops
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -143,9 +143,9 @@ def test_ranks_agree_on_a_signal_to_one(two_ranks, rank, hook, count, step, tmp_
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
 def test_stops_at_random_moments_change_nothing(name, tmp_path):
     """STOPS says how many; two ranks with loader processes are sent SIGTERM, one is sent SIGKILL."""
-    command = [sys.executable, "-W", "ignore", "-P", str(ROOT / "tests" / "random_stops.py"), str(tmp_path)]
-    ranks, times = ("2", "2") if name == "SIGTERM" else ("1", "4")
-    options = ["--signal", name, "--ranks", ranks, "--times", os.environ.get("STOPS", times), "--latest", "0.5"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    ranks, times = (2, 2) if name == "SIGTERM" else (1, 3)
+    times = int(os.environ.get("STOPS", times))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrong = random_stops.stops(tmp_path, signal.Signals[name], times, 0, ranks, "fork", 0.5)
+    assert wrong == 0

@@ -86,7 +86,7 @@ def _completion(shells: list[str]) -> None:
     shell = shells[0] if len(shells) == 1 else " ".join(shells)
     if shell not in SHELLS:
         raise UsageError(f"{OPTION}: expected {listed(SHELLS, 'or')}, got {shell or 'nothing'}")
-    _CompletionOnly(["fit", shell])
+    _CompletionOnly([shell])
 
 
 def main(args: list[str] | None = None) -> Any:

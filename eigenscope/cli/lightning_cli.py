@@ -4,7 +4,7 @@ import sys
 import warnings
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import yaml
@@ -41,7 +41,7 @@ from eigenscope.cli.resume.compatibility import check_network, check_options, fi
 from eigenscope.cli.resume.prepare_resume import prepare_resume
 from eigenscope.cli.resume.warm_start import misshaped, read_weights, unmatched, warm_start
 from eigenscope.cli.run_label import run_label
-from eigenscope.cli.shipped_configs import experiment_name
+from eigenscope.cli.shipped_configs import experiment_name, shipped_name
 from eigenscope.loader_processes import guard_loader_processes
 from eigenscope.precision import has_bf16, precision_name
 from eigenscope.stop_signals import stop_signals
@@ -76,7 +76,12 @@ for _package in Parser.packages:  # importing a package makes its classes known 
 class EigenscopeCLI(GivenConfiguration, LightningCLI):
     """LightningCLI in subclass mode; classes and image size flow from the data to the network."""
 
+    _shipped: ClassVar[
+        dict[tuple[str | None, ...], Any]
+    ] = {}  # what files that do not change stand for, once a process
+
     def __init__(self, args: ArgsType = None) -> None:
+        self._given = sys.argv[1:] if args is None else cast(list[str], args)
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -94,6 +99,11 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
             },
             args=args,
         )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # which calls it on an instance
+        """The one that the command line begins with, or all: a parser of each takes a tenth of a short run."""
+        known = super().subcommands()
+        return {name: skipped for name, skipped in known.items() if self._given[:1] == [name]} or known
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Makes a parser that takes no abbreviated options: a misspelt one is an error, not its nearest neighbour."""
@@ -138,10 +148,9 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses, names of version 0.4 too; without Lightning's warning against ``main(args)`` from Python."""
-        given = sys.argv[1:] if args is None else cast(list[str], args)
         notes: dict[str, None] = {}  # in order, each once
         try:
-            self._args = renamed.options(given, notes.setdefault)
+            self._args = renamed.options(self._given, notes.setdefault)
             check_environment()
             self._sources = checked_sources(self._args)
             with loading_present_names(notes):
@@ -160,12 +169,18 @@ class EigenscopeCLI(GivenConfiguration, LightningCLI):
         """What the run has otherwise than its configuration file."""
 
         def of_files(files: list[str]) -> Any:
+            names = tuple(shipped_name(Path(file)) for file in files[1::2])
+            if names in self._shipped:
+                return self._shipped[names]
             try:
-                return self.plain_config(parser.parse_args(["fit", *files]))
+                found = self.plain_config(parser.parse_args(["fit", *files]))
             except UsageError:  # they hold no whole configuration
-                return None
+                found = None
             finally:
                 parser.args = given  # which errors name
+            if all(names):
+                self._shipped[names] = found
+            return found
 
         return run_label(given, plain, of_files)
 

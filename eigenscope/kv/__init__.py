@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from eigenscope.kv.cache.cache_fits import CacheFits
+from eigenscope.kv.cache.cache_fits import CacheFits, load_sensitivities, save_sensitivities
 from eigenscope.kv.cache.cache_report import CacheReport
 from eigenscope.kv.codecs.codec import (
     Code,
@@ -54,9 +54,11 @@ __all__ = [
     "allocate_bits",
     "attention_change",
     "bits_per_element",
+    "load_sensitivities",
     "nbytes",
     "rate_distortion_bound",
     "relative_error",
+    "save_sensitivities",
     "stored_tensors",
 ]
 

@@ -108,6 +108,7 @@ def test_a_spike_outside_the_run_is_refused(tmp_path, monkeypatch):
         cli.main(["fit", "--config", str(CONFIGS[0]), "--data.init_args.rows=64", *OPTIONS])
 
 
+@pytest.mark.long  # the matrix does so with soap_highest
 def test_two_ranks_replay_what_one_does(folders, tmp_path):
     """Every rank sees every gradient, so their mean is the gradient itself."""
     config = next(path for path in CONFIGS if path.stem == "rekls_highest")

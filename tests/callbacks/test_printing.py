@@ -3,11 +3,11 @@
 import os
 import pty
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import forks
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 ARGUMENTS = [
@@ -24,12 +24,12 @@ ARGUMENTS = [
 
 
 def run(folder, terminal):
-    command = [sys.executable, "-W", "ignore", "-m", "eigenscope", "fit", "--config", str(DEMO), *ARGUMENTS]
-    environment = os.environ | {"TERM": "xterm", "COLUMNS": "130"}
+    command, variables = ["eigenscope", "fit", "--config", str(DEMO), *ARGUMENTS], {"TERM": "xterm", "COLUMNS": "130"}
     if not terminal:
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, env=environment).stdout
+        assert forks.wait([forks.start(command, folder, folder / "printed", variables)], 100) == [0]
+        return (folder / "printed").read_text()
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(command, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    process = forks.start(command, folder, theirs, variables)
     os.close(theirs)
     printed = b""
     try:
@@ -37,7 +37,7 @@ def run(folder, terminal):
             printed += chunk
     except OSError:  # the end of a pseudo-terminal
         pass
-    assert process.wait() == 0
+    assert forks.wait([process], 100) == [0]
     return printed.decode()
 
 

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -48,8 +49,8 @@ time.sleep(3.2)  # longer than one that does not hear a signal is waited for
 """
 
 
-def run(code, *numbers):
-    """The exit code and what was printed of a process that is sent signals once it listens."""
+def run(code, *numbers, after=0.0):
+    """The exit code and what was printed of a process that is sent signals some seconds after it listens."""
     command, options = (
         [sys.executable, "-W", "ignore", "-c", START + code],
         {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
@@ -58,6 +59,7 @@ def run(code, *numbers):
     options["env"] = {name: value for name, value in os.environ.items() if name not in ranks}
     process = subprocess.Popen(command, text=True, **options)
     assert process.stdout.readline() == "listens\n"
+    time.sleep(after)
     for number in numbers:
         process.send_signal(number)
     out, err = process.communicate(timeout=60)
@@ -71,7 +73,7 @@ def test_a_signal_is_an_exit_code(number):
 
 def test_a_main_thread_that_cannot_hear_is_not_waited_for():
     said = "SIGTERM ended the run at once; no checkpoint was saved of that moment\n"
-    assert run(STUCK, signal.SIGTERM) == (128 + signal.SIGTERM, "", said)
+    assert run(STUCK, signal.SIGTERM, after=2.0) == (128 + signal.SIGTERM, "", said)
 
 
 def test_what_is_deferred_is_noted_once():

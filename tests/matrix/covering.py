@@ -47,6 +47,16 @@ def one_of_each_kind(names: Iterable[str]) -> list[str]:
     return list({str(parts): name for name, parts in made.items()}.values())
 
 
+def every_class(names: Iterable[str]) -> list[str]:
+    """Of experiments some in which every class occurs that occurs in any."""
+    read = {name: [yaml.safe_load(file.read_text()) for file in files(name)] for name in names}
+    made = {name: {part for config in configs for part in classes(config)} for name, configs in read.items()}
+    found: list[str] = []
+    while missing := set().union(*made.values()).difference(*(made[name] for name in found)):
+        found.append(max(made, key=lambda name: len(made[name] & missing)))
+    return found
+
+
 def whole() -> Iterator[Cell]:
     """Every experiment with every choice."""
     for experiment, *chosen in product(EXPERIMENTS, *AXES.values()):
@@ -73,7 +83,7 @@ def covering(experiment: str) -> list[Cell]:
 
 
 def quick(experiment: str) -> list[Cell]:
-    """What of the covering set the tests run: all of one experiment of each kind, of the others the single precision.
+    """What of the covering set `make test-all` runs: all of one experiment of each kind, of the others 32-true.
 
     On a CPU 16-mixed runs as bf16-mixed, so that a few experiments are enough for it.
     """
@@ -90,4 +100,14 @@ def pairs(cells: list[Cell]) -> set[tuple[tuple[str, object], tuple[str, object]
     return {((a, getattr(cell, a)), (b, getattr(cell, b))) for cell in cells for a, b in combinations(names, 2)}
 
 
+def short() -> list[Cell]:
+    """What of that `make test` runs: the reference of every experiment, and cells until all pairs of choices meet."""
+    cells = [cell for experiment in EXPERIMENTS for cell in quick(experiment)]
+    found = [cell for cell in cells if cell == cell.reference]
+    while missing := pairs(cells) - pairs(found):
+        found.append(max(cells, key=lambda cell: len(pairs([cell]) & missing)))
+    return found
+
+
 KINDS = one_of_each_kind(EXPERIMENTS)
+SHORT = short()

@@ -25,8 +25,8 @@ batches of training and one of validation. Beside the precision a cell chooses {
 - `refused`: one sentence before training, below.
 
 Written by `{command}`: {count} of {all} cells; {marks}. `make matrix` runs all of them, and continues where it
-was interrupted. The covering set, in which every experiment meets every precision and every pair of choices occurs, is
-part of the tests.
+was interrupted. In the covering set every experiment meets every precision. `make test` runs every experiment in
+32-true, and of the covering set cells in which every pair of choices occurs; `make test-all` runs more of it.
 
 | experiment | {precisions} |
 |---|{rules}

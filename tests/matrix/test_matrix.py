@@ -1,11 +1,11 @@
-"""The covering set of the matrix: every experiment at every precision, all pairs of the other choices."""
+"""The covering set of the matrix: every experiment, all pairs of choices; with --long every kind at every precision."""
 
 from itertools import combinations
 
 import pytest
 
 from tests.matrix.cells import new_folder
-from tests.matrix.covering import AXES, EXPERIMENTS, KINDS, OVERLAID, OVERLAYS, pairs, quick
+from tests.matrix.covering import AXES, EXPERIMENTS, OVERLAID, OVERLAYS, SHORT, pairs, quick
 from tests.matrix.running import Runner
 from tests.matrix.table import PAGE, read
 
@@ -29,20 +29,31 @@ def check(runner, cells):
         assert result.mark != "refused" or f"`{result.sentence}`" in text
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_precision(experiment, runner):
-    check(runner, [cell for cell in quick(experiment) if cell.ranks == 1])
+def groups(ranks):
+    """The cells of each experiment, those that are not of the short set apart."""
+    for experiment in EXPERIMENTS:
+        cells = [cell for cell in quick(experiment) if cell.ranks == ranks]
+        if now := [cell for cell in cells if cell in SHORT]:
+            yield pytest.param(now, id=experiment)
+        if rest := [cell for cell in cells if cell not in SHORT]:
+            yield pytest.param(rest, id=f"{experiment} further", marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("cells", [*groups(1)])
+def test_one_process(cells, runner):
+    check(runner, cells)
 
 
 @pytest.mark.xdist_group("ddp")  # one pool for all, with --dist loadgroup
-@pytest.mark.parametrize("experiment", KINDS)
-def test_two_ranks(experiment, runner):
-    check(runner, [cell for cell in quick(experiment) if cell.ranks == 2])
+@pytest.mark.parametrize("cells", [*groups(2)])
+def test_two_ranks(cells, runner):
+    check(runner, cells)
 
 
 def test_all_pairs_of_choices_occur():
     wanted = {((a, x), (b, y)) for (a, xs), (b, ys) in combinations(AXES.items(), 2) for x in xs for y in ys}
-    assert wanted - pairs([cell for experiment in EXPERIMENTS for cell in quick(experiment)]) == set()
+    assert wanted - pairs(SHORT) == set()
+    assert {cell.experiment for cell in SHORT} == set(EXPERIMENTS)
 
 
 def test_every_overlay_goes_with_an_experiment_and_every_experiment_is_on_the_page():

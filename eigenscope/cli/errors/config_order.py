@@ -55,20 +55,20 @@ def said_of_order(given: Sequence[Source]) -> list[str]:
     These are lists of classes that a later source replaces, such as the callbacks of an experiment, and values that two
     overlays, or two options, set differently.
     """
-    notes: dict[Key, str] = {}
+    notes: dict[tuple[Key, str], str] = {}  # the last of each value, and of what each source has in a list
     for first, second in combinations(given, 2):
         for key, change in _undone(first, second):
             lost = _left_out(first, second, key)
             if lost:
                 name = ".".join(key)
-                notes[key] = (
+                notes[key, first.name] = (
                     f"{second.text} replaces {name} of {first.text}, so that {listed(lost)} "
                     f"{'is' if len(lost) == 1 else 'are'} left out; {name}+ would add to them"
                 )
             elif not first.is_whole and (first.is_file == second.is_file or _is_class(key)):
                 is_same = first.text == second.text
                 what = f"{first.text} is given twice" if is_same else f"{second.text} overrides {first.text}"
-                notes[key] = f"{what}: {change}"
+                notes[key, ""] = f"{what}: {change}"
     return list(notes.values())
 
 

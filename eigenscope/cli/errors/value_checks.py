@@ -73,7 +73,7 @@ def check_values(subcommand: str, config: Mapping[str, Any], given: Sequence[Sou
         path, value, expected = fault
         keys = [part for part in path if not part.isdecimal()]
         raise UsageError(f"{origin([keys], value, args)}: {expected}, got {value}")
-    repeated = twice(config["trainer"].get("callbacks"))
+    repeated = twice(config["trainer"].get("callbacks"), given)
     if repeated is not None:
         raise UsageError(repeated)
     for number, source in enumerate(given):

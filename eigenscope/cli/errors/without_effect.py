@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from eigenscope.cli.errors.config_sources import Key
+from eigenscope.cli.errors.config_sources import Key, Source
 from eigenscope.cli.errors.suggestions import listed
 
 
@@ -17,13 +17,16 @@ def without_effect(config: Mapping[str, Any], given: Collection[Key]) -> list[st
     return [sentence for rule in _RULES for sentence in rule(config, config["trainer"], given)]
 
 
-def twice(callbacks: Any) -> str | None:
-    """A callback that a resolved configuration holds twice, with the same arguments, as a sentence."""
+def twice(callbacks: Any, given: Collection[Source]) -> str | None:
+    """A callback that a resolved configuration holds twice, with the same arguments, as a sentence with its sources."""
     seen: list[Any] = []
     for callback in callbacks if isinstance(callbacks, list) else []:
         if callback in seen:
             name = callback["class_path"].rpartition(".")[2]
-            return f"trainer.callbacks holds {name} twice, with the same arguments: give it once"
+            key = ("trainer", "callbacks")
+            holding = [each.text for each in given if name in f"{each.settings.get(key)} {each.added.get(key)}"]
+            where = f" ({listed(list(dict.fromkeys(holding)), 'and')})" if holding else ""
+            return f"trainer.callbacks holds {name} twice, with the same arguments{where}: give it once"
         seen.append(callback)
     return None
 

@@ -1,7 +1,7 @@
 """Fits of a KV cache that can be kept: what codecs have learned for each layer of a model, saved as safetensors."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +47,19 @@ class CacheFits:
         """The same on another device."""
         layers = tuple(FittedKV(*(state.to(device) for state in pair)) for pair in self.layers)
         return CacheFits(self.model, self.codec, layers, self.sensitivities)
+
+
+def save_sensitivities(path: Path, sensitivities: Sensitivities) -> None:
+    """Saves the sensitivities of a model to a safetensors file, atomically."""
+    save_tree(path, "sensitivities", sensitivities)
+
+
+def load_sensitivities(path: Path) -> Sensitivities:
+    """The sensitivities that :func:`save_sensitivities` saved; their source is the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is another file, or damaged.
+    """
+    found: Sensitivities = load_tree(path, "sensitivities")
+    return replace(found, source=f"{Path(path).name}, {found.source}")

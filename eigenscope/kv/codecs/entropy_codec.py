@@ -30,6 +30,7 @@ _CLASSES_PER_OCTAVE = 2  # of the variance over the squared step: four of the de
 _FINEST = 10  # classes below a deviation of one step
 _DEAD_ZONE = 0.03  # integers are rounded towards zero by so much: it saves more bits than error
 _STEP_SLOPE = math.log(2) / 6  # squared steps that a bit saves, where a uniform quantiser's error is step²/12
+_MARGIN = 0.997  # of the budget, since rates are estimated
 _HALVINGS = 14  # of the range of steps
 
 
@@ -265,16 +266,18 @@ def fit_entropy_coded(
     def at(step: float) -> _Trial:
         return _tried(c / step, row / served)
 
+    allowed = _MARGIN * bits_per_element * elements
+
     def bits(trial: _Trial) -> float:
         return shared + trial.bits * served + int(trial.kept.sum()) * row + 8 * nbytes(trial.tables, trial.limits)
 
     fine, coarse = largest / LARGEST, 4 * largest  # a finer one would cut off, at a coarser one all is zero
     for _ in range(_HALVINGS):
         step = math.sqrt(fine * coarse)
-        fine, coarse = (step, coarse) if bits(at(step)) > bits_per_element * elements else (fine, step)
+        fine, coarse = (step, coarse) if bits(at(step)) > allowed else (fine, step)
     step = coarse
     trial = at(step)
-    if bits(trial) > bits_per_element * elements:
+    if bits(trial) > allowed:
         raise ValueError(
             f"bits_per_element must be at least {bits(trial) / elements:.4g} here, for the means and a table, when "
             f"{served} tokens are served, got {bits_per_element}"

@@ -77,6 +77,18 @@ class Sensitivities:
 
         return cls(side(keys, KEY_FACTOR), side(values, 1.0), "one factor for keys and one for values")
 
+    @classmethod
+    def mean(cls, several: Sequence["Sensitivities"], source: str) -> "Sensitivities":
+        """Those of several texts, averaged."""
+
+        def side(name: str) -> tuple[Sensitivity, ...]:
+            layers = zip(*(getattr(each, name) for each in several), strict=True)
+            return tuple(
+                Sensitivity(*(torch.stack(parts).mean(0) for parts in zip(*sites, strict=True))) for sites in layers
+            )
+
+        return cls(side("keys"), side("values"), source)
+
     def check(self, heads: Sequence[int]) -> None:
         """Raises ValueError unless they are of layers with so many heads, finite and in their range."""
         for name in ("keys", "values"):

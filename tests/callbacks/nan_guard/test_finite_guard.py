@@ -450,6 +450,7 @@ def skip_on_both(folder):
     return guard.skipped, first == second, second == third, tested.own_means[0][0], weights
 
 
+@pytest.mark.xdist_group("ddp")
 def test_two_ranks_skip_together(tmp_path, two_ranks):
     one, other = two_ranks.run(skip_on_both, str(tmp_path))
     assert one.value[:3] == (1, True, False)
