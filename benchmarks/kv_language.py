@@ -103,7 +103,9 @@ def main() -> None:
         model, tokenizer = load(layers)
         found = []
         for name, read in tqdm(TEXTS["choosing"].items(), unit="text", desc="sensitivities of the model"):
-            found.append(prompt_sensitivities(prefill(model, tokens(tokenizer, name, read(), protocol.prefix), protocol)))
+            found.append(
+                prompt_sensitivities(prefill(model, tokens(tokenizer, name, read(), protocol.prefix), protocol))
+            )
         return Sensitivities.mean(found, "texts for choosing")
 
     known = rows(lambda prefix: of_choosing_texts(options.layers))

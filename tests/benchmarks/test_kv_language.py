@@ -36,7 +36,7 @@ def figures(prefix, states):
 
 
 def test_exact_codes_have_no_divergence_and_sixteen_bits(prefix):
-    states, bits = rows()["exact"](prefix[0])
+    states, bits = rows(None)["exact"](prefix[0])
     assert bits == pytest.approx(16, abs=0.01)  # and the frequencies of the rotation
     kl, top1, nll = figures(prefix, states)
     assert abs(kl) < 1e-5  # keys before rotation are rounded to float16 once more
@@ -135,7 +135,7 @@ def test_texts_for_choosing_and_for_reporting_are_apart():
 
 
 def test_rows_that_cannot_be_measured_are_rows():
-    assert all(any(name.startswith(start) for name in rows()) for start in unavailable())
+    assert all(any(name.startswith(start) for name in rows(None)) for start in unavailable())
 
 
 def test_a_model_has_no_more_layers_than_it_has(real):
