@@ -5,7 +5,8 @@
 
 Prompt seconds are those of one pass over the prompt, compression included; tokens a second those of the greedy steps
 that follow, each of which decodes all blocks. Rounds alternate between the rows. Bytes are those of the cache after
-the last step, of the exact one at 16 bits an element. The weights are random, so the codecs' errors say nothing here and are left out.
+the last step, of the exact one at 16 bits an element. The weights are random, so the codecs' errors say nothing here
+and are left out.
 """
 
 import argparse

@@ -169,18 +169,17 @@ def spectral_cache(
         cache.ask_model = False
         if not cache.is_waiting():
             return
-        if cache.layers[0].record_past:
+        if cache.compressed_layers[0].record_past:
             return  # what was added last may be taken back
         inputs = recent.inputs(cache.get_seq_length())
         measured = None
         if inputs is not None:
             count = next(iter(inputs.values())).shape[1]
-            states = [(layer.keys[:, :, :-count], layer.values[:, :, :-count]) for layer in cache.layers]
+            keys = [layer.keys[:, :, :-count] for layer in cache.compressed_layers]
+            values = [layer.values[:, :, :-count] for layer in cache.compressed_layers]
             run.measuring = True
             try:
-                measured = measure_sensitivities(
-                    model, inputs, *zip(*states, strict=True), cache.frame, sinks=cache.sizes["sinks"]
-                )
+                measured = measure_sensitivities(model, inputs, keys, values, cache.frame, sinks=cache.sizes["sinks"])
             finally:
                 run.measuring = False
         cache.settle(measured)

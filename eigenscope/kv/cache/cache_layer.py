@@ -154,7 +154,7 @@ class SpectralLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Bits stored for an element of each head's coded keys (0) or values (1), what was learned included."""
         if self.codes is None or self.fitted is None:
             return ()
-        codec, code, state = (pair[side] for pair in ((self.codec.keys, self.codec.values), self.codes, self.fitted))
+        codec, code, state = (self.codec.keys, self.codec.values)[side], self.codes[side], self.fitted[side]
         elements = len(self.keys) * self.blocks * self.block * state.channels
         return tuple((8 * codec.bytes_by_group(code, state) / elements).tolist())
 

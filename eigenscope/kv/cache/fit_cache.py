@@ -55,9 +55,10 @@ def fit_cache(
     keys, values = ([getattr(layer, name) for layer in cache.layers] for name in ("keys", "values"))
     if sensitivities is None:
         count = min(PREDICTIONS, tokens.shape[1] // 2)
-        before = [[x[:, :, :-count] for x in side] for side in (keys, values)]
-        sensitivities = measure_sensitivities(model, {"input_ids": tokens[:, -count:]}, *before, frame, sinks=sinks)
-    blocks = [[frame.undo(x[:, :, sinks:], sinks) for x in keys], [x[:, :, sinks:] for x in values]]
+        before_keys, before_values = ([x[:, :, :-count] for x in side] for side in (keys, values))
+        inputs = {"input_ids": tokens[:, -count:]}
+        sensitivities = measure_sensitivities(model, inputs, before_keys, before_values, frame, sinks=sinks)
     codec = PooledCodec(bits, tokens=serves, entropy_coded=entropy_coded)
-    layers, sensitivities = codec.fit(*blocks, sensitivities)
+    coded = [frame.undo(x[:, :, sinks:], sinks) for x in keys], [x[:, :, sinks:] for x in values]
+    layers, sensitivities = codec.fit(coded[0], coded[1], sensitivities)
     return CacheFits(model_identity(model.config), codec, tuple(layers), sensitivities)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import LongTensor, Tensor
@@ -105,6 +106,11 @@ class SpectralCache(Cache):
             ]
         )
 
+    @property
+    def compressed_layers(self) -> list[SpectralLayer]:
+        """The layers, by their type."""
+        return cast(list[SpectralLayer], self.layers)
+
     def set_padding(self, attention_mask: Tensor) -> None:
         """Says where the sequences that come start, for left-padded batches; :func:`spectral_cache` does so itself.
 
@@ -131,11 +137,11 @@ class SpectralCache(Cache):
             if batch % len(padding):
                 raise ValueError(f"padding was set for {len(padding)} sequences, got {batch}")
             self.frame.rows(lambda t: t.repeat_interleave(batch // len(t), 0))
-        if layer_idx == 0 and self.layers[0].record_past and not self.ask_model:
+        if layer_idx == 0 and self.compressed_layers[0].record_past and not self.ask_model:
             self.settle()
         states: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        if layer_idx == len(self.layers) - 1:
-            if not self.layers[0].record_past and not self.ask_model:
+        if layer_idx == len(self.compressed_layers) - 1:
+            if not self.compressed_layers[0].record_past and not self.ask_model:
                 self.settle()
             self.frame.forget()
         return states
@@ -144,36 +150,36 @@ class SpectralCache(Cache):
         """Whether blocks are whole for which one budget is still to be spent."""
         return (
             isinstance(self.codec, PooledCodec)
-            and all(layer.fitted is None for layer in self.layers)
-            and all(layer.is_initialized for layer in self.layers)
-            and all(layer.ready() is not None for layer in self.layers[:1])
+            and all(layer.fitted is None for layer in self.compressed_layers)
+            and all(layer.is_initialized for layer in self.compressed_layers)
+            and all(layer.ready() is not None for layer in self.compressed_layers[:1])
         )
 
     def settle(self, sensitivities: Sensitivities | None = None) -> None:
         """Spends one budget over the blocks that are whole, and compresses them; nothing if none waits for that."""
         if not self.is_waiting() or not isinstance(self.codec, PooledCodec):
             return
-        blocks = [layer.ready() for layer in self.layers]
+        blocks = [layer.ready() for layer in self.compressed_layers]
         self.sensitivities = sensitivities or self.sensitivities
         keys, values = zip(*(pair for pair in blocks if pair is not None), strict=True)
         learned, self.sensitivities = self.codec.fit(keys, values, self.sensitivities)
-        for layer, state in zip(self.layers, learned, strict=True):
+        for layer, state in zip(self.compressed_layers, learned, strict=True):
             layer.fitted = state
             layer.compress()
 
     @property
     def fits(self) -> CacheFits | None:
         """What the codecs have learned; None until every layer has compressed a block."""
-        learned = [layer.fitted for layer in self.layers if layer.fitted is not None]
-        if len(learned) < len(self.layers):
+        learned = [layer.fitted for layer in self.compressed_layers if layer.fitted is not None]
+        if len(learned) < len(self.compressed_layers):
             return None
         return CacheFits(self.identity, self.codec, tuple(learned), self.sensitivities)
 
     def save(self, path: Path) -> None:
         """Saves the whole cache to a safetensors file, to go on with :meth:`load` in another process."""
         names = ("keys", "values", "first", "codes", "fitted", "blocks")
-        layers = [{name: getattr(layer, name, None) for name in names} for layer in self.layers]
-        tree = {"model": self.identity, "codec": self.codec, "sizes": self.sizes, "layers": layers}
+        layers = [{name: getattr(layer, name, None) for name in names} for layer in self.compressed_layers]
+        tree: dict[str, Any] = {"model": self.identity, "codec": self.codec, "sizes": self.sizes, "layers": layers}
         tree |= {"padding": self.frame.padding, "sensitivities": self.sensitivities}
         save_tree(path, "cache", tree)
 
@@ -196,7 +202,7 @@ class SpectralCache(Cache):
         cache.sensitivities = tree["sensitivities"]
         if tree["padding"] is not None:
             cache.frame.set_padding(tree["padding"].to(device))
-        for layer, state in zip(cache.layers, tree["layers"], strict=True):
+        for layer, state in zip(cache.compressed_layers, tree["layers"], strict=True):
             if state["keys"] is None:
                 continue
             layer.lazy_initialization(state["keys"].to(device), state["values"].to(device))
@@ -204,14 +210,16 @@ class SpectralCache(Cache):
                 setattr(layer, name, state[name].to(device))
             layer.blocks = state["blocks"]
             if layer.blocks:
-                layer.first = tuple(x.to(device) for x in state["first"])
-                layer.codes = tuple(code.to(device) for code in state["codes"])
+                keys, values = state["first"]
+                layer.first = (keys.to(device), values.to(device))
+                keys, values = state["codes"]
+                layer.codes = (keys.to(device), values.to(device))
             layer.fitted = None if state["fitted"] is None else FittedKV(*(x.to(device) for x in state["fitted"]))
         return cache
 
     def report(self) -> CacheReport:
         """What is held now, in bytes and bits."""
-        layers = [layer for layer in self.layers if layer.is_initialized]
+        layers = [layer for layer in self.compressed_layers if layer.is_initialized]
         tails = [(layer.keys, layer.values) for layer in layers]
         tokens, sequences = self.get_seq_length(), len(layers[0].keys) if layers else 0
         elements = sum(t.shape[1] * t.shape[-1] for pair in tails for t in pair)
@@ -241,7 +249,7 @@ class SpectralCache(Cache):
     def crop(self, tokens_to_remove: int) -> None:
         """Removes the last ``-tokens_to_remove`` tokens; see :meth:`SpectralLayer.crop`."""
         super().crop(tokens_to_remove)
-        if self.layers[0].record_past and not self.ask_model:
+        if self.compressed_layers[0].record_past and not self.ask_model:
             self.settle()
         self.frame.forget()
 
@@ -261,7 +269,7 @@ class SpectralCache(Cache):
         self.frame.rows(lambda t: t.repeat_interleave(repeats, 0))
 
 
-def _chosen(options: Mapping[str, object], fits: CacheFits | None) -> KVCodec | PooledCodec:
+def _chosen(options: Mapping[str, Any], fits: CacheFits | None) -> KVCodec | PooledCodec:
     """The codec that a cache was asked for.
 
     Raises:

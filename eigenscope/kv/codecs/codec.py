@@ -6,7 +6,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -77,7 +77,9 @@ class Code(_Stored):
     def joined(self, other: Self) -> Self:
         """These blocks, and after them those of another code of the same sequences, along the second dimension."""
         ours, theirs = vars(self), vars(other)
-        tensors = {name: torch.cat([ours[name], x], 1) for name, x in theirs.items() if isinstance(x, Tensor)}
+        tensors: dict[str, Any] = {
+            name: torch.cat([ours[name], x], 1) for name, x in theirs.items() if isinstance(x, Tensor)
+        }
         return dataclasses.replace(self, **tensors)
 
 

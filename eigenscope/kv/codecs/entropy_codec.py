@@ -77,7 +77,7 @@ class EntropyCode(Code):
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """Selects or repeats sequences; streams that are no longer used go."""
         places = function(self.places)
-        used, places_now = places.unique(return_inverse=True)
+        used, places_now = torch.unique(places, return_inverse=True)
         return replace(self, streams=tuple(self.streams[i] for i in used.tolist()), places=places_now)
 
     def joined(self, other: Self) -> Self:  # noqa: D102
@@ -173,7 +173,7 @@ def _widths(state: EntropyState) -> list[tuple[int, int, int]]:
 
 def _rows(state: EntropyState) -> tuple[Tensor, ...]:
     """The table of each class."""
-    return state.tables.split([limit + 1 for limit in state.limits.tolist()])
+    return torch.split(state.tables, [limit + 1 for limit in state.limits.tolist()])
 
 
 def _model(table: Tensor) -> Any:
@@ -321,7 +321,7 @@ def _tried(c: Tensor, row_bits: float) -> _Trial:
     kept = saved > _STEP_SLOPE * (rate + row_bits)
     if not kept.any():
         return _Trial(kept, kind, gain, *2 * (torch.zeros(0, dtype=torch.int16),), 0.0)
-    _, among = kind[kept].unique(return_inverse=True)
+    _, among = torch.unique(kind[kept], return_inverse=True)
     kind = torch.zeros_like(kind).masked_scatter(kept, among)
     return _Trial(kept, kind, gain, *_tables(_counts(n[kept], among)), float(rate[kept].sum()))
 

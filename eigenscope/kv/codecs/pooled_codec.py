@@ -101,7 +101,7 @@ class PooledCodec:
             costs.append((variances * site.weight.to(variances)[:, None]).flatten())
             kept.append(remaining(site.coherence.to(variances)).repeat_interleave(variances.shape[-1], 0))
         bits = self._allocate(torch.cat(costs), torch.cat(kept), fits)
-        parts = bits.split([len(part) for part in costs])
+        parts = torch.split(bits, [len(part) for part in costs])
         states = [
             fit.state(part.reshape(fit.spectrum.variances.shape), site.coherence)
             for fit, part, site in zip(fits, parts, sites, strict=True)

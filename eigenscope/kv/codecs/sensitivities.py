@@ -16,8 +16,9 @@ KEY_FACTOR, COHERENCE = 1.0, 3.0
 class Sensitivity(NamedTuple):
     """What an error e in the keys, or the values, of one layer costs the predictions.
 
-    Errors that are independent from token to token cost weight × the mean of ‖e‖² over the tokens; errors in proportion to what they are errors
-    of, as of a direction that is left out, ``coherence`` times as much, since attention adds them up over tokens.
+    Errors that are independent from token to token cost weight times the mean of ‖e‖² over the tokens. Errors in
+    proportion to what they are errors of, as of a direction that is left out, cost ``coherence`` times as much, since
+    attention adds them up over tokens.
 
     Attributes:
         weight: (heads,) float32, up to a factor that all layers share.

@@ -29,4 +29,5 @@ def decode_norms(codes: Tensor, level: Tensor) -> Tensor:
 
 
 def _root_mean_square(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=-1) / x.shape[-1] ** 0.5
+    size: Tensor = torch.linalg.vector_norm(x, dim=-1) / x.shape[-1] ** 0.5
+    return size
