@@ -34,22 +34,26 @@ def test_small_eigenvalues_in_tf32():
 
 def test_a_codec_by_itself():
     names = {"keys": torch.randn(4, 256, 16) * torch.linspace(1, 0.1, 16)}
-    _, by_itself = re.findall(r"```python\n(.*?)```", (DOCS / "kv-cache.md").read_text(), flags=re.DOTALL)
+    _, _, by_itself = re.findall(r"```python\n(.*?)```", (DOCS / "kv-cache.md").read_text(), flags=re.DOTALL)
     exec(by_itself, names)
     assert names["keys_again"].shape == names["keys"].shape
     assert names["bits_per_element"](names["keys"].numel(), names["code"], names["state"]) <= 2.01
 
 
-def test_a_cache_for_generation():
+def test_a_cache_for_generation(tmp_path, monkeypatch):
     config = LlamaConfig(
         vocab_size=32, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0
     )
     ids = torch.randint(1, 32, (1, 600), generator=torch.Generator().manual_seed(0))
     names = {"model": LlamaForCausalLM(config), "prompt": {"input_ids": ids, "attention_mask": torch.ones_like(ids)}}
-    generated, _ = re.findall(r"```python\n(.*?)```", (DOCS / "kv-cache.md").read_text(), flags=re.DOTALL)
+    generated, kept, _ = re.findall(r"```python\n(.*?)```", (DOCS / "kv-cache.md").read_text(), flags=re.DOTALL)
     exec(generated, names)
     assert names["tokens"].shape[1] > 600
     assert names["run"].report().codes > 0
+    monkeypatch.chdir(tmp_path)
+    names |= {"torch": torch, "document": ids, "question": ids[:, :5]}
+    exec(kept, names)
+    assert names["cache"].report().coded == 512
 
 
 def test_a_callback_reaches_a_tensor(tmp_path):

@@ -49,6 +49,7 @@ class SpectralRun:
     def _leave(self, cache: SpectralCache | None) -> None:
         """Goes over to another cache, or to none."""
         if self.cache is not None and self.cache is not cache:
+            self.cache.ask_model = False
             self._last = self.cache.report()
             self._compressed = self._compressed or self._last.coded > 0
         self.cache = cache
@@ -61,25 +62,34 @@ class _Recent:
         self.cache: Cache | None = None
         self.tokens: dict[str, Tensor] = {}
         self.mask: Tensor | None = None
+        self.slots = 0  # of the cache with them
 
     def add(self, cache: SpectralCache, kwargs: dict[str, Any]) -> None:
         given = {name: kwargs[name] for name in _SLICED if isinstance(kwargs.get(name), Tensor)}
-        follows = self.cache is cache and given.keys() == self.tokens.keys()
-        follows = follows and all(len(given[name]) == len(old) for name, old in self.tokens.items())
-        if follows and cache.get_seq_length():
-            given = {name: torch.cat([old, given[name]], 1) for name, old in self.tokens.items()}
+        if self.cache is cache and cache.get_seq_length() and given:
+            both = [name for name in given if name in self.tokens and len(given[name]) == len(self.tokens[name])]
+            count = next(iter(given.values())).shape[1]
+            old = self._kept(cache.get_seq_length())
+            given = {name: torch.cat([old[name], given[name]], 1) for name in both}
+            self.slots = cache.get_seq_length() + count
+        else:
+            self.slots = next((x.shape[1] for x in given.values()), 0)
         self.cache, self.tokens = cache, {name: x[:, -PREDICTIONS:] for name, x in given.items()}
         mask = kwargs.get("attention_mask")
         self.mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
+    def _kept(self, slots: int) -> dict[str, Tensor]:
+        """Without those that the cache was cropped by since."""
+        return {name: x[:, : max(0, x.shape[1] - (self.slots - slots))] for name, x in self.tokens.items()}
+
     def inputs(self, slots: int) -> dict[str, Tensor] | None:
-        """Those of the last tokens, at most half of what the cache holds; None if there are too few."""
-        known = min((x.shape[1] for x in self.tokens.values()), default=0)
-        count = min(known, PREDICTIONS, slots // 2)
-        if count < FEWEST or not {"input_ids", "inputs_embeds"} & self.tokens.keys():
+        """Those of the last of ``slots`` tokens in the cache, at most half of them; None if too few are known."""
+        tokens = self._kept(slots)
+        count = min(min((x.shape[1] for x in tokens.values()), default=0), PREDICTIONS, slots // 2)
+        if count < FEWEST or not {"input_ids", "inputs_embeds"} & tokens.keys():
             return None
-        inputs = {name: x[:, -count:] for name, x in self.tokens.items()}
-        return inputs if self.mask is None else inputs | {"attention_mask": self.mask}
+        inputs = {name: x[:, -count:] for name, x in tokens.items()}
+        return inputs if self.mask is None else inputs | {"attention_mask": self.mask[:, :slots]}
 
 
 @contextmanager
@@ -155,6 +165,8 @@ def spectral_cache(
             cache = fresh()
         run._leave(cache)
         cache.ask_model = isinstance(cache.codec, PooledCodec) and cache.sensitivities is None
+        if cache.is_cropped_later():  # what it holds now will stay
+            settle(cache)
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.ndim == 2 and not cache.get_seq_length():
             cache.set_padding(mask)
@@ -163,16 +175,13 @@ def spectral_cache(
         return args, kwargs | {named: cache}
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        cache = run.cache
-        if run.measuring or cache is None or not cache.ask_model:
+        if run.cache is not None and not run.measuring and not run.cache.is_cropped_later():
+            settle(run.cache)
+
+    def settle(cache: SpectralCache) -> None:
+        if not cache.ask_model or not cache.is_waiting():
             return
-        cache.ask_model = False
-        if not cache.is_waiting():
-            return
-        if cache.compressed_layers[0].record_past:
-            return  # what was added last may be taken back
-        inputs = recent.inputs(cache.get_seq_length())
-        measured = None
+        inputs, measured = recent.inputs(cache.get_seq_length()), None
         if inputs is not None:
             count = next(iter(inputs.values())).shape[1]
             keys = [layer.keys[:, :, :-count] for layer in cache.compressed_layers]
@@ -182,6 +191,7 @@ def spectral_cache(
                 measured = measure_sensitivities(model, inputs, keys, values, cache.frame, sinks=cache.sizes["sinks"])
             finally:
                 run.measuring = False
+        cache.ask_model = False
         cache.settle(measured)
         cache.frame.forget()
 

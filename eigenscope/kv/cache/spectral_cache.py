@@ -137,14 +137,18 @@ class SpectralCache(Cache):
             if batch % len(padding):
                 raise ValueError(f"padding was set for {len(padding)} sequences, got {batch}")
             self.frame.rows(lambda t: t.repeat_interleave(batch // len(t), 0))
-        if layer_idx == 0 and self.compressed_layers[0].record_past and not self.ask_model:
+        if layer_idx == 0 and self.is_cropped_later() and not self.ask_model:
             self.settle()
         states: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         if layer_idx == len(self.compressed_layers) - 1:
-            if not self.compressed_layers[0].record_past and not self.ask_model:
+            if not self.is_cropped_later() and not self.ask_model:
                 self.settle()
             self.frame.forget()
         return states
+
+    def is_cropped_later(self) -> bool:
+        """Whether the newest tokens are drafts, of which the next call of :meth:`crop` says which stay."""
+        return self.compressed_layers[0].record_past
 
     def is_waiting(self) -> bool:
         """Whether blocks are whole for which one budget is still to be spent."""
@@ -249,7 +253,7 @@ class SpectralCache(Cache):
     def crop(self, tokens_to_remove: int) -> None:
         """Removes the last ``-tokens_to_remove`` tokens; see :meth:`SpectralLayer.crop`."""
         super().crop(tokens_to_remove)
-        if self.compressed_layers[0].record_past and not self.ask_model:
+        if self.is_cropped_later() and not self.ask_model:
             self.settle()
         self.frame.forget()
 

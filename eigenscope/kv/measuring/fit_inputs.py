@@ -76,6 +76,6 @@ def mask_of(seen: Captured, part: slice) -> Tensor | None:
 def _allowed(seen: Captured) -> Tensor:
     """Which queries look at which keys with any of their heads, (B or 1, n, T) bool."""
     n, T = seen.queries.shape[-2], seen.keys.shape[-2]
-    nothing = torch.zeros(1, 1, n, T, device=seen.queries.device)
+    nothing = torch.zeros(1, 1, n, T, dtype=torch.float32, device=seen.queries.device)
     scores = masked_scores(nothing, 1, None, seen.context.mask, seen.context.causal)
     return (scores > -torch.inf).any(1)

@@ -136,3 +136,11 @@ def test_nan_in_one_head_is_named(net):
     cache.update(states[0][0], states[1][0], 0)
     with pytest.raises(ValueError, match="keys of layer 1: X must be finite, got NaN"):
         cache.update(states[0][1], states[1][1], 1)
+
+
+def test_prompt_lookup_asks_about_what_stays(net):
+    ids = prompt(40).repeat(1, 6)
+    with spectral_cache(net, bits=4.0, **SMALL) as run:
+        net.generate(ids, max_new_tokens=40, do_sample=False, prompt_lookup_num_tokens=6)
+        assert run.report().sensitivities.startswith("the last ")
+        assert run.cache.layers[0].blocks > 5
