@@ -104,7 +104,8 @@ def _plain(tree: Any, tensors: dict[str, Tensor], names: dict[tuple[Any, ...], s
 
     if isinstance(tree, Tensor):
         place = (tree.device, tree.data_ptr(), tree.shape, tree.stride(), tree.dtype)
-        name = names.setdefault(place, str(len(names))) if tree.numel() else str(len(tensors) + len(names))
+        new = str(len(tensors))
+        name = names.setdefault(place, new) if tree.numel() else new  # empty ones have no place
         tensors.setdefault(name, tree.detach().cpu().clone(memory_format=torch.contiguous_format))
         return {"tensor": name}
     kind = type(tree).__name__

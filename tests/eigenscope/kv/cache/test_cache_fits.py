@@ -23,6 +23,7 @@ from eigenscope.kv import (
     save_sensitivities,
     spectral_cache,
 )
+from eigenscope.kv.storage import load_tree, save_tree
 
 SMALL = {"sinks": 4, "window": 8, "block": 32}
 SIZES = {
@@ -135,6 +136,17 @@ print(net.generate(question, past_key_values=cache, max_new_tokens=8, do_sample=
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout) == expected.tolist()
+
+
+def test_empty_and_shared_tensors_come_back_as_they_were(tmp_path):
+    shared = torch.arange(3)
+    tree = {"a": [torch.zeros(0, 4), shared, shared[1:], torch.zeros(0, dtype=torch.int16)], "b": (shared, None, 2.5)}
+    save_tree(tmp_path / "tree", "test", tree)
+    loaded = load_tree(tmp_path / "tree", "test")
+    assert [(x.shape, x.dtype) for x in loaded["a"]] == [(x.shape, x.dtype) for x in tree["a"]]
+    assert all(torch.equal(x, y) for x, y in zip(loaded["a"], tree["a"], strict=True))
+    assert loaded["b"][0] is loaded["a"][1]
+    assert loaded["b"][1:] == (None, 2.5)
 
 
 def test_sensitivities_are_kept_in_a_file(net, tmp_path):
