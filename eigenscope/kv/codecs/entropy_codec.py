@@ -1,4 +1,4 @@
-"""Entropy-coded form of a pooled code: uniform quantisation with one step for the whole cache, and range coding."""
+"""Entropy-coded form of a pooled code: uniform quantisation with one step for the whole cache, and streams."""
 
 import itertools
 import math
@@ -117,7 +117,7 @@ class EntropyCoder(Codec):
         widths = _widths(state)
         limits = torch.cat([c.new_empty(0), *(c.new_full((count,), limit) for _, count, limit in widths)])
         n = _quantised(c).clamp(-limits[:, None], limits[:, None]).to(torch.int32)
-        rows = n.reshape(-1, *n.shape[-2:]).cpu()
+        rows = n.reshape(math.prod(batch), *n.shape[-2:]).cpu()
         streams = tuple(_written(row, widths, state) for row in rows)
         return EntropyCode(X.shape[-2], X.dtype, streams, torch.arange(len(streams)).reshape(batch), X.device)
 
@@ -173,7 +173,7 @@ def _widths(state: EntropyState) -> list[tuple[int, int, int]]:
 
 def _rows(state: EntropyState) -> tuple[Tensor, ...]:
     """The table of each class."""
-    return torch.split(state.tables, [limit + 1 for limit in state.limits.tolist()])
+    return torch.split(state.tables.cpu(), [limit + 1 for limit in state.limits.tolist()])
 
 
 def _model(table: Tensor) -> Any:
@@ -209,10 +209,8 @@ def _read(stream: Tensor, widths: Sequence[tuple[int, int, int]], state: Entropy
 def _entropies(tables: Sequence[Tensor]) -> Tensor:
     """Bits of an integer of each class."""
     shares = [table.double() / table.double().sum() for table in tables]
-    signs = [1 - p[0] for p in shares]
-    return torch.stack(
-        [torch.special.entr(p).sum() / math.log(2) + sign for p, sign in zip(shares, signs, strict=True)]
-    )
+    bits = [float(torch.special.entr(p).sum() / math.log(2) + 1 - p[0]) for p in shares]  # and the sign
+    return torch.tensor(bits, dtype=torch.float64)
 
 
 @dataclass
@@ -258,7 +256,7 @@ def fit_entropy_coded(
         coefficients.append((own * scale[:, None, None]).flatten(0, 1))
         weights.append(scale)
     c, sizes = torch.cat(coefficients), [len(part) for part in coefficients]
-    largest = float(c.abs().max())
+    largest = float(c.abs().max()) or 1.0
     elements = served * len(c)
     shared = sum(16 * fit.channels * len(fit.spectrum.variances) + 32 * len(fit.spectrum.variances) for fit in fits)
     row = 8 * fits[0].channels + 16 + 8 + 16

@@ -223,3 +223,11 @@ def test_layers_without_sensitivity_get_no_bits_and_decode_to_their_mean():
     keys, values = states()
     decoded, _ = coded(PooledCodec(3.0), keys, values, sensitivities(keys=(0.0, 1.0, 1.0)))
     assert torch.allclose(decoded[0], keys[0].mean(-2, keepdim=True).expand_as(keys[0]), rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("entropy_coded", FORMS)
+def test_constant_tokens_decode_to_themselves(entropy_coded):
+    keys = [torch.zeros(1, 2, 256, 16), torch.full((1, 2, 256, 16), 3.0)]
+    decoded, _ = coded(PooledCodec(3.0, entropy_coded=entropy_coded), keys, keys, None)
+    for x, y in zip([keys[0], keys[0], keys[1], keys[1]], decoded, strict=True):
+        assert torch.equal(x, y)
