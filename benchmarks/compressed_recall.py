@@ -1,7 +1,7 @@
 """Associative recall of a causal transformer from a context whose keys and values were compressed."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from eigenscope.kv import Codec, KVCodec, nbytes, relative_error
 from eigenscope.kv.measuring.attention_layers import attention_layers
 from eigenscope.kv.measuring.capture import capture
 from eigenscope.kv.measuring.fit_inputs import met_queries, received_attention
-from eigenscope.nn import CausalTransformer, observe
+from eigenscope.nn import CausalTransformer, llama_weights, observe
 
 
 @dataclass(frozen=True)
@@ -132,3 +132,26 @@ def compressed_recall(
     held_bytes = nbytes(codes, exact)
     right = answers == labels[:, context:]
     return CompressedRecall(answers, right, context, elements, held_bytes, nbytes(fitted), *errors)
+
+
+def as_llama(net: CausalTransformer) -> Any:
+    """The same network as a model of transformers, in evaluation mode."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    attention = net.blocks[0].attention
+    config = LlamaConfig(
+        vocab_size=net.vocabulary,
+        hidden_size=net.norm.weight.numel(),
+        intermediate_size=net.blocks[0].mlp.gate.out_features,
+        num_hidden_layers=len(net.blocks),
+        num_attention_heads=attention.to_queries.out_features // attention.head_width,
+        num_key_value_heads=attention.to_keys.out_features // attention.head_width,
+        attention_bias=True,
+        rms_norm_eps=1e-6,
+        rope_parameters={"rope_type": "default", "rope_theta": net.rope_base},
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    model = LlamaForCausalLM(config).eval()
+    model.load_state_dict(llama_weights(net))
+    return model

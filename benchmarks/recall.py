@@ -18,7 +18,7 @@ import logging
 from pathlib import Path
 
 import torch
-from compressed_recall import CompressedRecall, compressed_recall
+from compressed_recall import CompressedRecall, as_llama, compressed_recall
 from timing import machine
 from torch import Tensor
 from tqdm import tqdm
@@ -27,7 +27,7 @@ from eigenscope import cli
 from eigenscope.data import RecallTask, draw_recall
 from eigenscope.kv import Codec, Exact, KVCodec, LowRankInt8, ScoreAwareCodec, TransformCodec, UniformInt
 from eigenscope.lightning_modules import AssociativeRecallModule
-from eigenscope.nn import CausalTransformer, llama_weights
+from eigenscope.nn import CausalTransformer
 from eigenscope.noise import stream_key
 from eigenscope.text import text_table
 
@@ -94,29 +94,11 @@ def row(name: str, result: CompressedRecall, exact: CompressedRecall) -> list[st
 @torch.no_grad()
 def through_cache(net: CausalTransformer, tokens: Tensor, labels: Tensor, codec: Codec, task: RecallTask) -> list[str]:
     """× and recall of the same network in bfloat16 as transformers' Llama."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     from eigenscope.kv import SpectralCache
 
-    attention = net.blocks[0].attention
-    config = LlamaConfig(
-        vocab_size=net.vocabulary,
-        hidden_size=net.norm.weight.numel(),
-        intermediate_size=net.blocks[0].mlp.gate.out_features,
-        num_hidden_layers=len(net.blocks),
-        num_attention_heads=attention.to_queries.out_features // attention.head_width,
-        num_key_value_heads=attention.to_keys.out_features // attention.head_width,
-        attention_bias=True,
-        rms_norm_eps=1e-6,
-        rope_parameters={"rope_type": "default", "rope_theta": net.rope_base},
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    model = LlamaForCausalLM(config).eval()
-    model.load_state_dict(llama_weights(net))
-    model.to(torch.bfloat16)
+    model = as_llama(net).to(torch.bfloat16)
     block = task.context - SINKS - RECENT
-    cache = SpectralCache(config, codec, sinks=SINKS, window=RECENT, block=block)
+    cache = SpectralCache(model.config, codec, sinks=SINKS, window=RECENT, block=block)
     model(tokens[:, : task.context], past_key_values=cache)
     times = cache.report().compression_ratio
     logits = model(tokens[:, task.context :], past_key_values=cache).logits

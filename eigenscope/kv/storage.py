@@ -1,9 +1,9 @@
 """Files of codecs, fits and codes: safetensors with the structure as JSON in the header, which execute no code."""
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +13,23 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from eigenscope.files import replace_atomically
-from eigenscope.kv.codecs import (
-    codec,
-    entropy_codec,
-    low_rank_int8,
-    pooled_codec,
-    score_aware_codec,
-    sensitivities,
-    transform_codec,
-    transform_state,
-    uniform_int,
-)
 
 _FORMAT = "eigenscope kv"
 _VERSION = "1"
+_MODULES = (
+    "codec",
+    "entropy_codec",
+    "low_rank_int8",
+    "pooled_codec",
+    "score_aware_codec",
+    "sensitivities",
+    "transform_codec",
+    "transform_state",
+    "uniform_int",
+)
 _CLASSES = {
     kind.__name__: kind
-    for module in (
-        codec,
-        entropy_codec,
-        low_rank_int8,
-        pooled_codec,
-        score_aware_codec,
-        sensitivities,
-        transform_codec,
-        transform_state,
-        uniform_int,
-    )
+    for module in (import_module(f"eigenscope.kv.codecs.{name}") for name in _MODULES)
     for kind in vars(module).values()
     if isinstance(kind, type) and kind.__module__ == module.__name__ and not kind.__name__.startswith("_")
 }
@@ -109,19 +99,15 @@ def _plain(tree: Any, tensors: dict[str, Tensor], names: dict[tuple[Any, ...], s
         tensors.setdefault(name, tree.detach().cpu().clone(memory_format=torch.contiguous_format))
         return {"tensor": name}
     kind = type(tree).__name__
-    if _CLASSES.get(kind) is type(tree) and dataclasses.is_dataclass(tree):
-        fields = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree) if field.init}
-        return {"class": kind, "fields": {name: inside(value) for name, value in fields.items()}}
-    if _CLASSES.get(kind) is type(tree) and isinstance(tree, tuple):
-        return {"class": kind, "fields": {name: inside(value) for name, value in tree._asdict().items()}}  # type: ignore[attr-defined]
+    if _CLASSES.get(kind) is type(tree):
+        fields: Any = getattr(tree, "_fields", None) or getattr(tree, "__dataclass_fields__", ())
+        return {"class": kind, "fields": {name: inside(getattr(tree, name)) for name in fields}}
     if isinstance(tree, Mapping):
         return {"mapping": {str(name): inside(value) for name, value in tree.items()}}
     if isinstance(tree, tuple | list):
         return {kind: [inside(value) for value in tree]}
     if isinstance(tree, torch.dtype):
         return {"dtype": str(tree)}
-    if isinstance(tree, torch.device):
-        return {"device": "cpu"}
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree
     raise TypeError(
@@ -140,6 +126,5 @@ def _tree(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
         "tuple": lambda parts: tuple(_tree(part, tensors) for part in parts),
         "list": lambda parts: [_tree(part, tensors) for part in parts],
         "dtype": _DTYPES.__getitem__,
-        "device": torch.device,
     }
     return makers[kind](value)

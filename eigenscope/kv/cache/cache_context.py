@@ -141,12 +141,12 @@ def spectral_cache(
     fresh()  # wrong options are an error here, not in the middle of a generation
     run, recent = SpectralRun(), _Recent()
     decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
-    argument = cache_argument(decoder)
+    argument, signature = cache_argument(decoder), inspect.signature(type(decoder).forward)
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         if run.measuring:
             return None
-        given = inspect.signature(type(module).forward).bind_partial(module, *args).arguments
+        given = signature.bind_partial(module, *args).arguments
         named = next((name for name in ("cache", "past_key_values") if name in kwargs), argument)
         cache = kwargs.get(named, given.get(argument))
         if not isinstance(cache, Cache):
@@ -170,7 +170,8 @@ def spectral_cache(
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.ndim == 2 and not cache.get_seq_length():
             cache.set_padding(mask)
-        recent.add(cache, given | kwargs)
+        if cache.ask_model:
+            recent.add(cache, given | kwargs)
         kwargs = {name: value for name, value in kwargs.items() if name != named}
         return args, kwargs | {named: cache}
 

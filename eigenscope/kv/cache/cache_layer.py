@@ -174,6 +174,10 @@ class SpectralLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """The slot at which the tail starts."""
         return self.sinks + self.blocks * self.block if self.blocks else 0
 
+    def _lead(self) -> int:
+        """How many of the tokens held before the next block are sinks."""
+        return 0 if self.blocks else self.sinks
+
     def _everything(self) -> tuple[Tensor, Tensor]:
         """Keys and values of all slots, (B, H, length, d); those of padding mean nothing."""
         if self.codes is None or self.first is None or self.fitted is None:
@@ -200,17 +204,21 @@ class SpectralLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             slots = slots + self.frame.padding.to(states.device)[:, None]
         return slots[:, None, :, None].expand(*states.shape[:2], -1, states.shape[-1])
 
+    def whole_blocks(self) -> int:
+        """How many blocks before the window are whole and not compressed."""
+        if not self.is_initialized or self.get_seq_length() < self.sinks + self.frame.longest_padding:
+            return 0
+        return max(0, (self.keys.shape[-2] - self._lead() - self.window) // self.block)
+
     @torch.no_grad()
     def ready(self) -> tuple[Tensor, Tensor] | None:
         """Keys and values (B, blocks, H, block, d) of the whole blocks before the window; None if there is none."""
-        lead = 0 if self.blocks else self.sinks
-        count = 0 if not self.is_initialized else (self.keys.shape[-2] - lead - self.window) // self.block
-        first_ordinary = self.sinks + self.frame.longest_padding
-        if count < 1 or self.get_seq_length() < first_ordinary:
+        count = self.whole_blocks()
+        if not count:
             return None
         start = self.sinks + self.blocks * self.block
-        padded = start < first_ordinary
-        kept = slice(lead, None if padded else lead + count * self.block)
+        padded = start < self.sinks + self.frame.longest_padding
+        kept = slice(self._lead(), None if padded else self._lead() + count * self.block)
         keys, values = self.frame.undo(self.keys[:, :, kept], start), self.values[:, :, kept]
         if padded:
             index = self._ordinary_tokens(start, count * self.block, keys)
@@ -219,9 +227,14 @@ class SpectralLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return keys.reshape(shape).transpose(1, 2), values.reshape(shape).transpose(1, 2)
 
     @torch.no_grad()
-    def compress(self) -> None:
-        """Encodes all whole blocks before the window, and frees them; nothing while a pooled fit is missing."""
-        blocks = None if self.pooled and self.fitted is None else self.ready()
+    def compress(self, blocks: tuple[Tensor, Tensor] | None = None) -> None:
+        """Encodes all whole blocks before the window, and frees them; nothing while a pooled fit is missing.
+
+        Args:
+            blocks: what :meth:`ready` gave just now, if it was asked.
+        """
+        if blocks is None and not (self.pooled and self.fitted is None):
+            blocks = self.ready()
         if blocks is None:
             return
         learned: list[Fitted] = []
@@ -239,7 +252,7 @@ class SpectralLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         old = self.codes
         self.codes = (codes[0], codes[1]) if old is None else (old[0].joined(codes[0]), old[1].joined(codes[1]))
         self.fitted = self.fitted or FittedKV(*learned)
-        end = (0 if self.blocks else self.sinks) + blocks[0].shape[1] * self.block
+        end = self._lead() + blocks[0].shape[1] * self.block
         self.blocks += blocks[0].shape[1]
         self.keys, self.values = self.keys[:, :, end:].clone(), self.values[:, :, end:].clone()
 

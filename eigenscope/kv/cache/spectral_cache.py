@@ -155,21 +155,20 @@ class SpectralCache(Cache):
         return (
             isinstance(self.codec, PooledCodec)
             and all(layer.fitted is None for layer in self.compressed_layers)
-            and all(layer.is_initialized for layer in self.compressed_layers)
-            and all(layer.ready() is not None for layer in self.compressed_layers[:1])
+            and all(layer.whole_blocks() for layer in self.compressed_layers)
         )
 
     def settle(self, sensitivities: Sensitivities | None = None) -> None:
         """Spends one budget over the blocks that are whole, and compresses them; nothing if none waits for that."""
         if not self.is_waiting() or not isinstance(self.codec, PooledCodec):
             return
-        blocks = [layer.ready() for layer in self.compressed_layers]
+        blocks = [pair for layer in self.compressed_layers if (pair := layer.ready()) is not None]
         self.sensitivities = sensitivities or self.sensitivities
-        keys, values = zip(*(pair for pair in blocks if pair is not None), strict=True)
+        keys, values = zip(*blocks, strict=True)
         learned, self.sensitivities = self.codec.fit(keys, values, self.sensitivities)
-        for layer, state in zip(self.compressed_layers, learned, strict=True):
+        for layer, state, pair in zip(self.compressed_layers, learned, blocks, strict=True):
             layer.fitted = state
-            layer.compress()
+            layer.compress(pair)
 
     @property
     def fits(self) -> CacheFits | None:

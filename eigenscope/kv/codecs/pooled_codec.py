@@ -1,17 +1,18 @@
 """Pooled codec: one budget of bits for the keys and values of all layers and heads of a cache."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from eigenscope.kv.codecs.codec import FittedKV, KVCodec, check_tokens, check_whole, no_grad_no_autocast
-from eigenscope.kv.codecs.entropy_codec import EntropyCoder, fit_entropy_coded, split_pairs
-from eigenscope.kv.codecs.rate_distortion import allocate_bits
+from eigenscope.kv.codecs.codec import Fitted, FittedKV, KVCodec, check_tokens, check_whole, no_grad_no_autocast
+from eigenscope.kv.codecs.entropy_codec import EntropyCoder
+from eigenscope.kv.codecs.entropy_fit import fit_entropy_coded
 from eigenscope.kv.codecs.sensitivities import Sensitivities, remaining
 from eigenscope.kv.codecs.transform_codec import PlaneCoder
-from eigenscope.kv.codecs.transform_fit import TransformFit
+from eigenscope.kv.codecs.transform_fit import TransformFit, allocate_budget
 
 
 @dataclass(frozen=True)
@@ -92,36 +93,25 @@ class PooledCodec:
             )
         sensitivities.check([fit.groups[0] for fit in fits[::2]])
         sites = [site for pair in zip(sensitivities.keys, sensitivities.values, strict=True) for site in pair]
+        served = first.spectrum.tokens if self.tokens is None else self.tokens
         if self.entropy_coded:
-            served = fits[0].spectrum.tokens if self.tokens is None else self.tokens
-            return split_pairs(fit_entropy_coded(fits, sites, self.bits_per_element, served)), sensitivities
+            return _pairs(fit_entropy_coded(fits, sites, self.bits_per_element, served)), sensitivities
         costs, kept = [], []
         for fit, site in zip(fits, sites, strict=True):
             variances = fit.spectrum.variances
             costs.append((variances * site.weight.to(variances)[:, None]).flatten())
             kept.append(remaining(site.coherence.to(variances)).repeat_interleave(variances.shape[-1], 0))
-        bits = self._allocate(torch.cat(costs), torch.cat(kept), fits)
+        fixed = sum(fit.spectrum.shared_bits(served) for fit in fits)
+        held = f"means, norms and one direction at one bit, when {served} tokens of {len(keys)} layers"
+        bits = allocate_budget(
+            torch.cat(costs), self.bits_per_element, first.spectrum, served, fixed, held, torch.cat(kept)
+        )
         parts = torch.split(bits, [len(part) for part in costs])
         states = [
             fit.state(part.reshape(fit.spectrum.variances.shape), site.coherence)
             for fit, part, site in zip(fits, parts, sites, strict=True)
         ]
-        return split_pairs(states), sensitivities
-
-    def _allocate(self, pool: Tensor, kept: Tensor, fits: Sequence[TransformFit]) -> Tensor:
-        first = fits[0].spectrum
-        served = first.tokens if self.tokens is None else self.tokens
-        shared = sum(fit.spectrum.shared_bits(served) for fit in fits)
-        elements = served * len(pool)
-        plane, direction = first.plane_bits(served), first.direction_bits()
-        least = (shared + plane + direction) / elements
-        if self.bits_per_element < least:
-            raise ValueError(
-                f"bits_per_element must be at least {least:.4g} here, for means, norms and one direction at one bit, "
-                f"when {served} tokens of {len(fits) // 2} layers are served, got {self.bits_per_element}"
-            )
-        budget = self.bits_per_element * elements - shared
-        return allocate_bits(pool, budget=budget, plane_cost=plane, direction_cost=direction, remaining=kept)
+        return _pairs(states), sensitivities
 
 
 def _checked(X: Tensor, name: str, layer: int) -> Tensor:
@@ -130,3 +120,8 @@ def _checked(X: Tensor, name: str, layer: int) -> Tensor:
     except ValueError as error:
         raise ValueError(f"{name} of layer {layer}: {error}") from error
     return X
+
+
+def _pairs(states: Sequence[Fitted]) -> list[FittedKV]:
+    """Keys and values in turn, layer by layer."""
+    return [FittedKV(*pair) for pair in itertools.batched(states, 2)]

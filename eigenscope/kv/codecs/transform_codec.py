@@ -22,7 +22,7 @@ from eigenscope.kv.codecs.codec import (
 from eigenscope.kv.codecs.sensitivities import stretched
 from eigenscope.kv.codecs.token_norms import decode_norms, encode_norms
 from eigenscope.kv.codecs.transform_fit import Budget, fit_transform
-from eigenscope.kv.codecs.transform_state import TransformState, bases, by_width
+from eigenscope.kv.codecs.transform_state import TransformState, bases, block_factors, by_width, coefficients
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,21 +47,17 @@ class PlaneCoder(Codec):
         state = _checked(fitted)
         check_fits(X, state)
         dtype = computed_in(X.dtype)
-        batch = X.shape[: X.ndim - 2 - len(state.groups)]
-        groups = math.prod(state.groups)
-        analysis, _, slots = bases(state.basis, state.synthesis, state.owner, groups, dtype)
+        opened = bases(state.basis, state.synthesis, state.owner, math.prod(state.groups), dtype)
         centred = X.to(dtype) - state.mean.to(dtype)[..., None, :]
         norms = None
         if state.norm is not None:
             level = state.norm.to(dtype)
             norms = encode_norms(centred, level)
             centred = centred / decode_norms(norms, level)
-        centred = centred.reshape(*batch, groups, *X.shape[-2:])
-        coefficients = (analysis @ centred.mT).flatten(-3, -2).index_select(-2, slots)
-        coefficients = coefficients / state.scale.to(dtype)[:, None]
+        x = coefficients(centred, opened, state.groups) / state.scale.to(dtype)[:, None]
         rows = state.rows.tolist()
-        parts = [quantize(coefficients[..., part, :], width) for width, part in reversed(by_width(rows))]
-        codes = torch.cat([coefficients.new_empty(*batch, 0, X.shape[-2], dtype=torch.uint8), *parts], -2)
+        parts = [quantize(x[..., part, :], width) for width, part in reversed(by_width(rows))]
+        codes = torch.cat([x.new_empty(*x.shape[:-2], 0, X.shape[-2], dtype=torch.uint8), *parts], -2)
         return PlaneCode(X.shape[-2], X.dtype, pack_planes(codes, rows), norms)
 
     @no_grad_no_autocast
@@ -71,8 +67,7 @@ class PlaneCoder(Codec):
             raise ValueError(f"code must be a PlaneCode, got {type(code).__name__}")
         dtype = computed_in(code.dtype)
         batch = code.planes.shape[:-2]
-        groups = math.prod(state.groups)
-        _, synthesis, slots = bases(state.basis, state.synthesis, state.owner, groups, dtype)
+        opened = bases(state.basis, state.synthesis, state.owner, math.prod(state.groups), dtype)
         rows = state.rows.tolist()
         codes = unpack_planes(code.planes, rows, code.tokens)
         gain = (state.scale if state.gain is None else state.gain).to(dtype)[:, None]
@@ -83,12 +78,10 @@ class PlaneCoder(Codec):
             if stretch is not None:
                 parts[-1] = parts[-1] * stretched(stretch[part], width)[:, None]
         levels = torch.cat([gain.new_empty(*batch, 0, code.tokens), *parts], -2) * gain
-        k = synthesis.shape[-2]
-        C = levels.new_zeros(*batch, groups * k, code.tokens).index_copy(-2, slots, levels)
-        C = C.reshape(*batch, *state.groups, k, code.tokens).mT
-        if state.norm is not None and code.norms is not None:
-            C = C * decode_norms(code.norms, state.norm.to(dtype))
-        return Factors(C, synthesis.reshape(*state.groups, k, state.channels), state.mean.to(dtype))
+        factors = block_factors(levels, opened, state.groups, state.mean)
+        if state.norm is None or code.norms is None:
+            return factors
+        return factors._replace(C=factors.C * decode_norms(code.norms, state.norm.to(dtype)))
 
     def bytes_by_group(self, code: Code, fitted: Fitted) -> Tensor:  # noqa: D102
         state = _checked(fitted)

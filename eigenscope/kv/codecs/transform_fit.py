@@ -225,7 +225,6 @@ def _allocate(spectrum: Spectrum, groups: tuple[int, ...], budget: Budget) -> Te
     served = spectrum.tokens if budget.tokens is None else budget.tokens
     sharing = groups[-1] if groups else 1
     pools = variances.reshape(-1, sharing * d)
-    plane, direction = spectrum.plane_bits(served), spectrum.direction_bits()
     if budget.error is not None:
         energy = spectrum.energies.reshape(-1, sharing).sum(-1)
         least_error = (
@@ -237,20 +236,47 @@ def _allocate(spectrum: Spectrum, groups: tuple[int, ...], budget: Budget) -> Te
                 f"got {budget.error}"
             )
         allowed = budget.error**2 * energy
+        plane, direction = spectrum.plane_bits(served), spectrum.direction_bits()
         bits = allocate_bits(pools, distortion=allowed, plane_cost=plane, direction_cost=direction)
         return bits.reshape(variances.shape)
     assert budget.bits_per_element is not None
-    elements = served * sharing * d
     fixed = spectrum.shared_bits(served) / len(pools)
-    least = (fixed + plane + direction) / elements
-    if budget.bits_per_element < least:
-        raise ValueError(
-            f"bits_per_element must be at least {least:.4g} here, for the means and one direction at one bit, when "
-            f"{served} tokens of {sharing} × {d} channels are served, got {budget.bits_per_element}"
-        )
-    allowed_bits = budget.bits_per_element * elements - fixed
-    bits = allocate_bits(pools, budget=allowed_bits, plane_cost=plane, direction_cost=direction)
+    held = f"the means and one direction at one bit, when {served} tokens of {sharing} × {d} channels"
+    bits = allocate_budget(pools, budget.bits_per_element, spectrum, served, fixed, held)
     return bits.reshape(variances.shape)
+
+
+def allocate_budget(
+    pools: Tensor,
+    bits_per_element: float,
+    spectrum: Spectrum,
+    served: int,
+    fixed: float,
+    held: str,
+    remaining: Tensor | None = None,
+) -> Tensor:
+    """Bits of directions (..., n) that share a budget, of which a part is fixed.
+
+    Args:
+        pools: as the variances of :func:`allocate_bits`.
+        bits_per_element: over ``served`` tokens, everything counted.
+        spectrum: what a plane and a direction cost.
+        served: tokens of each group.
+        fixed: bits stored whatever the allocation.
+        held: what the least budget pays for, for the message.
+        remaining: as for :func:`allocate_bits`.
+
+    Raises:
+        ValueError: the budget does not pay for that.
+    """
+    plane, direction, elements = spectrum.plane_bits(served), spectrum.direction_bits(), served * pools.shape[-1]
+    least = (fixed + plane + direction) / elements
+    if bits_per_element < least:
+        raise ValueError(
+            f"bits_per_element must be at least {least:.4g} here, for {held} are served, got {bits_per_element}"
+        )
+    budget = bits_per_element * elements - fixed
+    return allocate_bits(pools, budget=budget, plane_cost=plane, direction_cost=direction, remaining=remaining)
 
 
 def rounded_rows(rows: Tensor) -> Tensor:

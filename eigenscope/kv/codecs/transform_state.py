@@ -1,5 +1,6 @@
 """State of a fitted transform codec: directions of all groups in one list, and their positions."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -7,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from eigenscope.kv.codecs.codec import Fitted
+from eigenscope.kv.codecs.codec import Factors, Fitted
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +74,21 @@ def bases(basis: Tensor, synthesis: Tensor | None, owner: Tensor, groups: int, d
     # by 0.6 %; the step leaves the square of that.
     analysis = 1.5 * analysis - 0.5 * (analysis @ analysis.mT) @ analysis
     return Bases(analysis, analysis, slots)
+
+
+def coefficients(centred: Tensor, opened: Bases, groups: tuple[int, ...]) -> Tensor:
+    """Coefficients (*batch, K, T) of tokens (*batch, *groups, T, d) along the directions of a state, in its order."""
+    batch = centred.shape[: centred.ndim - 2 - len(groups)]
+    flat = centred.reshape(*batch, math.prod(groups), *centred.shape[-2:])
+    return (opened.analysis @ flat.mT).flatten(-3, -2).index_select(-2, opened.slots)
+
+
+def block_factors(levels: Tensor, opened: Bases, groups: tuple[int, ...], mean: Tensor) -> Factors:
+    """The decoded block of coefficients (*batch, K, T) along the directions of a state."""
+    *batch, _, T = levels.shape
+    flat, k, d = opened.synthesis.shape
+    C = levels.new_zeros(*batch, flat * k, T).index_copy(-2, opened.slots, levels)
+    return Factors(C.reshape(*batch, *groups, k, T).mT, opened.synthesis.reshape(*groups, k, d), mean.to(levels.dtype))
 
 
 def by_width(rows: Sequence[int]) -> list[tuple[int, slice]]:

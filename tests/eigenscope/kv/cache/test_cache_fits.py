@@ -24,21 +24,9 @@ from eigenscope.kv import (
     spectral_cache,
 )
 from eigenscope.kv.storage import load_tree, save_tree
+from tests.eigenscope.kv.cache.test_model_types import SIZES
 
 SMALL = {"sinks": 4, "window": 8, "block": 32}
-SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-    "initializer_range": 0.3,
-}
 CODECS = {
     "one budget": PooledCodec(5.0),
     "entropy coded": PooledCodec(5.0, entropy_coded=True),

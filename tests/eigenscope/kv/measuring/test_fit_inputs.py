@@ -2,9 +2,8 @@ import math
 
 import pytest
 import torch
-from compressed_recall import compressed_recall
+from compressed_recall import as_llama, compressed_recall
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from eigenscope.data import RecallTask, draw_recall
 from eigenscope.kv import Exact, KVCodec, ScoreAwareCodec
@@ -13,7 +12,7 @@ from eigenscope.kv.measuring.attention_layers import attention_layers
 from eigenscope.kv.measuring.capture import Captured, capture
 from eigenscope.kv.measuring.evaluation import KVEvaluation
 from eigenscope.kv.measuring.fit_inputs import met_queries, received_attention
-from eigenscope.nn import CausalTransformer, llama_weights
+from eigenscope.nn import CausalTransformer
 from eigenscope.nn.transformers.causal_transformer import rotate
 
 T, WIDTH, HEADS, KEY_HEADS, D = 48, 32, 4, 2, 8
@@ -32,25 +31,6 @@ def own(seed=0):
     return net.eval()
 
 
-def llama(net):
-    config = LlamaConfig(
-        vocab_size=11,
-        hidden_size=WIDTH,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KEY_HEADS,
-        attention_bias=True,
-        rms_norm_eps=1e-6,
-        rope_parameters={"rope_type": "default", "rope_theta": net.rope_base},
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    model = LlamaForCausalLM(config).eval()
-    model.load_state_dict(llama_weights(net))
-    return model
-
-
 def text(seed, batch=4):
     return torch.randint(11, (batch, T), generator=torch.Generator().manual_seed(seed))
 
@@ -59,7 +39,7 @@ def seen_by(net, tokens, **options):
     return capture(attention_layers(net), lambda: net(tokens, **options))[1]
 
 
-NETWORKS = {"own": own, "llama": lambda: llama(own())}
+NETWORKS = {"own": own, "llama": lambda: as_llama(own())}
 
 
 def moment(Q):
@@ -88,7 +68,7 @@ def test_met_queries_have_the_moment_of_all_pairs(name):
 
 def test_both_networks_meet_the_same_queries():
     net = own()
-    mine, theirs = seen_by(net, text(0)), seen_by(llama(net), text(0))
+    mine, theirs = seen_by(net, text(0)), seen_by(as_llama(net), text(0))
     for a, b in zip(mine.values(), theirs.values(), strict=True):
         torch.testing.assert_close(met_queries(a), met_queries(b), atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(received_attention(a), received_attention(b), atol=1e-4, rtol=1e-4)
