@@ -13,6 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from torch.distributed import run as torchrun
 
@@ -30,8 +31,8 @@ def start(command: Sequence[str], folder: Path, printed: Path | int, variables: 
     process = os.fork()
     if process:
         return process
-    code = 1
-    try:
+
+    def child() -> None:
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         warnings.simplefilter("ignore")
@@ -54,11 +55,20 @@ def start(command: Sequence[str], folder: Path, printed: Path | int, variables: 
         sys.modules["__main__"].__spec__ = importlib.util.find_spec("eigenscope.__main__")  # which Lightning launches
         run: Callable[[], object] = cli.script if module == "eigenscope" else torchrun.main
         run()
+
+    run_and_exit(child)
+
+
+def run_and_exit(child: Callable[[], object]) -> NoReturn:
+    """Runs a function in a process that was forked, and ends the process as the interpreter would."""
+    code = 1
+    try:
+        child()
         code = 0
     except SystemExit as stop:
         if isinstance(stop.code, str):
             print(stop.code, file=sys.stderr)
-        code = stop.code if isinstance(stop.code, int) else 1
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:
         traceback.print_exc()
     finally:

@@ -18,18 +18,19 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
 from eigenscope import cli
+from tests.forks import run_and_exit
 
 _RESOLVED = "resolved.json"
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -376,7 +377,7 @@ def run(args: list[str], folder: Path, timeout: float = 60.0) -> Outcome:
     pid = os.fork()
     if pid == 0:
         os.close(reader)
-        _child(args, folder, writer)
+        run_and_exit(partial(_child, args, folder, writer))
     os.close(writer)
     output, code = bytearray(), None
     while (left := began + timeout - time.perf_counter()) > 0:
@@ -394,32 +395,18 @@ def run(args: list[str], folder: Path, timeout: float = 60.0) -> Outcome:
     return Outcome(code, output.decode(errors="replace"), time.perf_counter() - began)
 
 
-def _child(args: list[str], folder: Path, writer: int) -> NoReturn:
-    code = 1
-    try:
-        os.setsid()
-        os.chdir(folder)
-        os.dup2(writer, 1)
-        os.dup2(writer, 2)
-        os.close(writer)
-        sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
-        sys.argv = ["eigenscope", *args]
-        warnings.resetwarnings()  # under pytest they are errors
-        try:
-            cli.script()
-            code = 0
-            if args[0] == "fit":
-                (folder / _RESOLVED).write_text(json.dumps(cli.resolve(args[1:])))
-        except SystemExit as stop:  # as the interpreter has it
-            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-            if isinstance(stop.code, str):
-                print(stop.code, file=sys.stderr)
-        except BaseException:
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
+def _child(args: list[str], folder: Path, writer: int) -> None:
+    os.setsid()
+    os.chdir(folder)
+    os.dup2(writer, 1)
+    os.dup2(writer, 2)
+    os.close(writer)
+    sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
+    sys.argv = ["eigenscope", *args]
+    warnings.resetwarnings()  # under pytest they are errors
+    cli.script()
+    if args[0] == "fit":
+        (folder / _RESOLVED).write_text(json.dumps(cli.resolve(args[1:])))
 
 
 def verdict(line: Line, outcome: Outcome, folder: Path) -> str:

@@ -1,6 +1,6 @@
 """Stops a training at random moments by a signal to all of its processes, resumes it each time, and looks at the end.
 
-    python tests/random_stops.py FOLDER --times 10 --seed 0 --signal SIGTERM --ranks 2 --launch fork
+    python -m tests.random_stops FOLDER --times 10 --seed 0 --signal SIGTERM --ranks 2 --launch fork
 
 A run of ``ranks`` ranks, each with loader processes, is sent the signal as ``kill -- -GROUP`` sends it, at a random
 moment of its start, training, validation or saving. Each stop must leave exit code 128 + signal, one sentence, an
@@ -14,13 +14,11 @@ import argparse
 import os
 import random
 import re
-import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import torch
@@ -29,9 +27,10 @@ import yaml
 from eigenscope import cli
 from eigenscope.checkpoints import read_checkpoint
 from eigenscope.results.run_metadata import RunMetadata
+from tests.ddp_pool import free_port, rank_environment
+from tests.forks import run_and_exit
 
 ROOT = Path(__file__).resolve().parents[1]
-POOL = runpy.run_path(str(Path(__file__).with_name("ddp_pool.py")))
 NET = "--model.init_args.net.init_args"
 SENTENCE = re.compile(r"SIG\w+ ended the run after step (\d+); to resume: --ckpt_path (\S+)")
 AT_ONCE = re.compile(r"SIG\w+ ended the run at once; no checkpoint was saved of that moment")
@@ -62,32 +61,24 @@ def arguments(folder: Path, number: int, ranks: int, epochs: int) -> list[str]:
 
 def forked(args: list[str], ranks: int, folder: Path) -> list[int]:
     """Ranks in one group of processes, as ``torchrun`` numbers them; their process numbers."""
-    port, processes = POOL["free_port"](), []
+    port, processes = free_port(), []
     for rank in range(ranks):
         process = os.fork()
         if process == 0:
-            code = 70
-            try:
+
+            def child(rank: int = rank) -> None:
                 os.setpgid(0, processes[0] if processes else 0)
                 for stream, name in ((1, "out"), (2, "err")):
                     os.dup2(os.open(folder / f"{name}{rank}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream)
                 sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115
                 if ranks > 1:
-                    os.environ.update(POOL["rank_environment"](rank, ranks, port))
+                    os.environ.update(rank_environment(rank, ranks, port))
                 os.chdir(folder)
                 sys.argv = ["eigenscope", *args]
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 cli.script()
-                code = 0
-            except SystemExit as stop:
-                if isinstance(stop.code, str):
-                    print(stop.code, file=sys.stderr)
-                code = stop.code if isinstance(stop.code, int) else 1
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
+
+            run_and_exit(child)
         os.setpgid(process, processes[0] if processes else process)
         processes.append(process)
     return processes
